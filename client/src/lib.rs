@@ -1,1 +1,4 @@
-//! Placeholder while the workspace is laid out.
+//! The client library of Starling, its wire protocol and its QUIC transport.
+
+pub mod codec;
+pub mod wire;
