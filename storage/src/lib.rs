@@ -1,1 +1,23 @@
-//! Placeholder while the workspace is laid out.
+//! The storage engine of one node: every byte that Starling keeps.
+//!
+//! Architecture invariants:
+//!
+//! - It is a library: no thread of its own, no network, no clock. `now_ms` is an argument, and background
+//!   work is done by whoever calls `work`.
+//! - Every file goes through [`Disk`], so that a simulator can lose, tear, damage and fill it.
+//! - Every file kind is described byte by byte in `FORMAT.md`, under test.
+
+mod config;
+mod disk;
+mod error;
+mod event;
+mod lsn;
+
+pub use config::{Config, HistoryRetention, Retentions, TreeConfig};
+pub use disk::{CrashMode, Disk, DiskFile, Fault, OsDisk, SimDisk, SimFile, SimLock};
+pub use error::{Error, ErrorKind};
+pub use event::{
+    Action, DecodeError, EVENT_HEADER_SIZE, EVENT_LAYOUT, EVENT_SIZE_LIMIT, Event, EventId,
+    KEY_SIZE_MAX, KeyspaceId, PAYLOAD_SIZE_LIMIT, Provenance, RequestId,
+};
+pub use lsn::Lsn;
