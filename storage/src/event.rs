@@ -308,6 +308,7 @@ pub(crate) mod tests {
             key: b"key",
             stamp: "1517363399650.3@7".parse().unwrap(),
         };
-        assert_eq!((id.keyspace.0, id.hash()), (0, 0));
+        assert_eq!(id.keyspace.0, 12_145_308_562_482_623_739);
+        assert_eq!(id.hash(), 11_791_893_576_712_910_979);
     }
 }

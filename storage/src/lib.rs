@@ -14,7 +14,9 @@ mod event;
 mod lsn;
 
 pub use config::{Config, HistoryRetention, Retentions, TreeConfig};
-pub use disk::{CrashMode, Disk, DiskFile, Fault, OsDisk, SimDisk, SimFile, SimLock};
+pub use disk::{
+    CrashMode, Disk, DiskFile, Fault, OsDisk, OsFile, OsLock, SimDisk, SimFile, SimLock,
+};
 pub use error::{Error, ErrorKind};
 pub use event::{
     Action, DecodeError, EVENT_HEADER_SIZE, EVENT_LAYOUT, EVENT_SIZE_LIMIT, Event, EventId,

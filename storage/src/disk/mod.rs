@@ -14,7 +14,7 @@ mod sim;
 
 use std::io;
 
-pub use os::OsDisk;
+pub use os::{OsDisk, OsFile, OsLock};
 pub use sim::{CrashMode, Fault, SimDisk, SimFile, SimLock};
 
 /// A directory tree.

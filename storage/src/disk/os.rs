@@ -17,6 +17,16 @@ pub struct OsDisk {
     root: PathBuf,
 }
 
+/// An open file of the operating system.
+#[derive(Debug)]
+pub struct OsFile(File);
+
+/// A held lock of the operating system (`flock`): it ends with the process, however that ends.
+#[derive(Debug)]
+pub struct OsLock {
+    _file: File,
+}
+
 impl OsDisk {
     /// The directory `root`; it and its parents are made if they are not there.
     ///
@@ -41,15 +51,16 @@ impl OsDisk {
 }
 
 impl Disk for OsDisk {
-    type File = File;
-    type Lock = File;
+    type File = OsFile;
+    type Lock = OsLock;
 
-    fn create(&self, path: &str) -> io::Result<File> {
-        OpenOptions::new().read(true).write(true).create_new(true).open(self.path(path))
+    fn create(&self, path: &str) -> io::Result<OsFile> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).open(self.path(path)).map(OsFile)
     }
 
-    fn open(&self, path: &str) -> io::Result<File> {
-        OpenOptions::new().read(true).write(true).open(self.path(path))
+    fn open(&self, path: &str) -> io::Result<OsFile> {
+        OpenOptions::new().read(true).write(true).open(self.path(path)).map(OsFile)
     }
 
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
@@ -87,7 +98,7 @@ impl Disk for OsDisk {
         fs::exists(self.path(path))
     }
 
-    fn lock(&self, path: &str) -> io::Result<File> {
+    fn lock(&self, path: &str) -> io::Result<OsLock> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -95,14 +106,14 @@ impl Disk for OsDisk {
             .truncate(false)
             .open(self.path(path))?;
         file.try_lock().map_err(io::Error::from)?;
-        Ok(file)
+        Ok(OsLock { _file: file })
     }
 }
 
-impl DiskFile for File {
+impl DiskFile for OsFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         loop {
-            match FileExt::read_at(self, buf, offset) {
+            match self.0.read_at(buf, offset) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => return result,
             }
@@ -110,19 +121,19 @@ impl DiskFile for File {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.write_all_at(buf, offset)
+        self.0.write_all_at(buf, offset)
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.sync_data()
+        self.0.sync_data()
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.len())
+        Ok(self.0.metadata()?.len())
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {
-        self.set_len(len)
+        self.0.set_len(len)
     }
 }
 
@@ -141,12 +152,12 @@ mod tests {
         assert_eq!(disk.open("d/y").unwrap_err().kind(), io::ErrorKind::NotFound);
         file.write_at(b"hello", 3).unwrap();
         file.sync().unwrap();
-        assert_eq!(DiskFile::len(&file).unwrap(), 8);
+        assert_eq!(file.len().unwrap(), 8);
         let mut buf = [1; 10];
         assert_eq!(file.read_full_at(&mut buf, 0).unwrap(), 8);
         assert_eq!(&buf[..8], b"\0\0\0hello");
         file.truncate(4).unwrap();
-        assert_eq!(DiskFile::len(&file).unwrap(), 4);
+        assert_eq!(file.len().unwrap(), 4);
         disk.rename("d/x", "d/z").unwrap();
         disk.sync_dir("d").unwrap();
         disk.sync_dir("").unwrap();
