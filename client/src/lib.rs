@@ -1,4 +1,5 @@
 //! The client library of Starling, its wire protocol and its QUIC transport.
 
 pub mod codec;
+pub mod transport;
 pub mod wire;
