@@ -58,11 +58,13 @@ pub enum FrameKind {
     PushPull = 6,
     /// The other node's.
     PushPullAnswer = 7,
+    /// The first frame that a node sends on a connection it dialled: the name of its cluster.
+    Hello = 8,
 }
 
 impl FrameKind {
     /// Every kind, by number.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Request,
         Self::Response,
         Self::Peer,
@@ -70,6 +72,7 @@ impl FrameKind {
         Self::ChangesItem,
         Self::PushPull,
         Self::PushPullAnswer,
+        Self::Hello,
     ];
 
     /// The number that is sent.
