@@ -12,6 +12,7 @@ mod disk;
 mod error;
 mod event;
 mod lsn;
+mod tree;
 mod types;
 
 pub use config::{Config, HistoryRetention, Retentions, TreeConfig};

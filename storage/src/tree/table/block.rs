@@ -1,0 +1,161 @@
+//! The envelope of every block of a table: length, kind, compression and checksum. See `FORMAT.md`, "Table block".
+//!
+//! Invariants:
+//!
+//! - Nothing of a block is believed before its checksum has been checked.
+//! - Memory is bounded before it is taken: no block is larger than [`BLOCK_SIZE_MAX`], compressed or not.
+//! - Compressed only where it saves an eighth: what doesn't compress is read back without a copy.
+//!
+//! This file does no IO and does not know what is in a block: `entries.rs` does.
+
+use bytes::Bytes;
+
+use crate::event::{KEY_SIZE_MAX, PAYLOAD_SIZE_LIMIT};
+
+/// Bytes before the contents.
+pub(crate) const HEADER_SIZE: usize = 16;
+/// The largest contents: one event of the largest size, or an index or a filter up to this.
+pub(crate) const BLOCK_SIZE_MAX: usize = 1 << 30;
+
+const _: () = assert!(PAYLOAD_SIZE_LIMIT + 4 * KEY_SIZE_MAX < BLOCK_SIZE_MAX);
+
+/// What a block holds. DO NOT CHANGE or reuse a number: they are on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    /// Events.
+    Data = 1,
+    /// The last key of each data block and where it lies.
+    Index = 2,
+    /// The Bloom filter.
+    Filter = 3,
+}
+
+/// How the contents are stored. DO NOT CHANGE or reuse a number: they are on disk.
+#[repr(u8)]
+enum Compression {
+    None = 0,
+    Lz4 = 1,
+}
+
+/// Field name, offset, size: the same table as `FORMAT.md`, for the test that compares them.
+#[cfg(test)]
+pub(crate) const LAYOUT: [(&str, usize, usize); 6] = [
+    ("crc", 0, 4),
+    ("stored", 4, 4),
+    ("raw", 8, 4),
+    ("kind", 12, 1),
+    ("compression", 13, 1),
+    ("zero", 14, 2),
+];
+
+/// Bytes that are not a block of the kind wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Damaged;
+
+/// Appends a block with these contents to `out`.
+///
+/// # Panics
+/// If the contents are over [`BLOCK_SIZE_MAX`].
+pub(crate) fn encode(kind: Kind, contents: &[u8], compress: bool, out: &mut Vec<u8>) {
+    assert!(contents.len() <= BLOCK_SIZE_MAX);
+    let packed = compress.then(|| lz4_flex::block::compress(contents));
+    let packed = packed.filter(|packed| packed.len() + contents.len() / 8 <= contents.len());
+    let (compression, stored) = match &packed {
+        Some(packed) => (Compression::Lz4, packed.as_slice()),
+        None => (Compression::None, contents),
+    };
+    let start = out.len();
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&length(stored).to_le_bytes());
+    out.extend_from_slice(&length(contents).to_le_bytes());
+    out.extend_from_slice(&[kind as u8, compression as u8, 0, 0]);
+    out.extend_from_slice(stored);
+    let crc = crc32c::crc32c(&out[start + 4..]);
+    out[start..start + 4].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// The contents of the block that `bytes` is, all of it.
+///
+/// # Errors
+/// [`Damaged`] if the bytes are not a block of this kind, whole and as it was written.
+pub(crate) fn decode(kind: Kind, bytes: &Bytes) -> Result<Bytes, Damaged> {
+    let (header, stored) = bytes.split_first_chunk::<HEADER_SIZE>().ok_or(Damaged)?;
+    if crc32c::crc32c(&bytes[4..]) != le_u32(header, 0) {
+        return Err(Damaged);
+    }
+    let raw = le_u32(header, 8) as usize;
+    let sound = le_u32(header, 4) as usize == stored.len()
+        && raw <= BLOCK_SIZE_MAX
+        && header[12] == kind as u8
+        && header[14..] == [0, 0];
+    if !sound {
+        return Err(Damaged);
+    }
+    match header[13] {
+        compression if compression == Compression::None as u8 && raw == stored.len() => {
+            Ok(bytes.slice(HEADER_SIZE..))
+        }
+        compression if compression == Compression::Lz4 as u8 => {
+            let contents = lz4_flex::block::decompress(stored, raw).map_err(|_| Damaged)?;
+            if contents.len() == raw { Ok(contents.into()) } else { Err(Damaged) }
+        }
+        _ => Err(Damaged),
+    }
+}
+
+fn length(bytes: &[u8]) -> u32 {
+    u32::try_from(bytes.len()).expect("bounded by BLOCK_SIZE_MAX")
+}
+
+fn le_u32(header: &[u8; HEADER_SIZE], offset: usize) -> u32 {
+    let bytes = header[offset..].first_chunk().expect("the field lies in the header");
+    u32::from_le_bytes(*bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn compresses_what_compresses() {
+        let (mut zeros, mut noise) = (Vec::new(), Vec::new());
+        encode(Kind::Data, &[0; 8192], true, &mut zeros);
+        let random: Vec<u8> = (0..1024_u64)
+            .flat_map(|n| xxhash_rust::xxh3::xxh3_64(&n.to_le_bytes()).to_le_bytes())
+            .collect();
+        encode(Kind::Data, &random, true, &mut noise);
+        assert!(zeros.len() < 200);
+        assert_eq!(noise.len(), HEADER_SIZE + 8192);
+        assert_eq!(decode(Kind::Data, &zeros.into()), Ok(vec![0; 8192].into()));
+        assert_eq!(decode(Kind::Data, &noise.into()), Ok(random.into()));
+    }
+
+    proptest! {
+        #[test]
+        fn roundtrips(contents in prop::collection::vec(0..4_u8, 0..2000), compress: bool) {
+            let mut bytes = Vec::new();
+            encode(Kind::Index, &contents, compress, &mut bytes);
+            let bytes = Bytes::from(bytes);
+            prop_assert_eq!(decode(Kind::Index, &bytes), Ok(contents.into()));
+            prop_assert_eq!(decode(Kind::Data, &bytes), Err(Damaged));
+            for cut in 0..bytes.len() {
+                prop_assert_eq!(decode(Kind::Index, &bytes.slice(..cut)), Err(Damaged));
+            }
+        }
+
+        #[test]
+        fn a_flipped_bit_is_noticed(
+            contents in prop::collection::vec(0..4_u8, 0..500), compress: bool,
+            at in any::<prop::sample::Index>(), bit in 0..8_u32,
+        ) {
+            let mut bytes = Vec::new();
+            encode(Kind::Data, &contents, compress, &mut bytes);
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+            prop_assert_eq!(decode(Kind::Data, &bytes.into()), Err(Damaged));
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Reads against a sorted map, with events in any stamp order and flushes and merges at any moment.
+
+use std::cmp::Reverse;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::event::EventId;
+use crate::types::{Digest, Order, PartitionCursor};
+
+type Identity = (u32, KeyspaceId, Bytes, Reverse<Stamp>);
+type Model = BTreeMap<Identity, Event>;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Insert(Event),
+    Rotate,
+    Work(usize),
+    Reopen,
+}
+
+/// Few keys and few stamps, so that keys have many versions, and events come twice.
+fn any_event() -> impl Strategy<Value = Event> {
+    let key = prop::collection::vec(prop::sample::select(vec![0_u8, 1, b'a', 0xff]), 1..4);
+    (0..3_u32, key, 0..12_u64, prop::bool::weighted(0.3)).prop_map(
+        |(partition, key, ms, is_delete)| {
+            let action = if is_delete { Action::Delete } else { Action::Put };
+            event(partition, &key, stamp(ms), action)
+        },
+    )
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        40 => any_event().prop_map(Step::Insert),
+        4 => Just(Step::Rotate),
+        8 => (1..6_usize).prop_map(Step::Work),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+fn identity(event: &Event) -> Identity {
+    (event.partition, event.keyspace, event.key.clone(), Reverse(event.stamp))
+}
+
+/// The tree and what should be in it. `unflushed` is what a log would bring back.
+struct Pair {
+    disk: Arc<SimDisk>,
+    tree: Tree<SimDisk>,
+    model: Model,
+    log: Vec<Event>,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let disk = Arc::new(SimDisk::new(1));
+        let tree = open(&disk);
+        Self { disk, tree, model: Model::new(), log: Vec::new() }
+    }
+
+    fn apply(&mut self, step: Step) {
+        match step {
+            // The identity decides: what is first there stays.
+            Step::Insert(event) => {
+                let known = self.model.entry(identity(&event)).or_insert_with(|| event.clone());
+                self.tree.insert(known);
+                self.log.push(known.clone());
+            }
+            Step::Rotate => self.tree.rotate(Lsn(self.log.len() as u64)),
+            Step::Work(times) => {
+                for _ in 0..times {
+                    self.tree.work(0, &Retentions::default()).expect("the disk is fine");
+                }
+            }
+            Step::Reopen => {
+                self.tree = open(&self.disk);
+                let flushed = usize::try_from(self.tree.flushed().0).expect("small");
+                for event in &self.log[flushed..] {
+                    self.tree.insert(event);
+                }
+            }
+        }
+    }
+
+    fn of_key(&self, id: &Identity) -> Vec<Event> {
+        let same =
+            |event: &&Event| (event.partition, event.keyspace, &event.key) == (id.0, id.1, &id.2);
+        self.model.values().filter(same).cloned().collect()
+    }
+
+    fn check_key(&self, probe: &Event, limits: Limits) {
+        let id = identity(probe);
+        let versions = self.of_key(&id);
+        let view = self.tree.view();
+        let (partition, keyspace, key) = (probe.partition, probe.keyspace, &probe.key);
+        let at_most = |at: Stamp| versions.iter().find(|event| event.stamp <= at);
+
+        let got = view.get(partition, keyspace, key, probe.stamp).unwrap();
+        assert_eq!(got.as_ref(), at_most(probe.stamp));
+        let newest = view.newest_stamp(partition, keyspace, key).unwrap();
+        assert_eq!(newest, versions.first().map(|event| event.stamp));
+        let contained = view.contains(partition, probe.id()).unwrap();
+        assert_eq!(contained, self.model.contains_key(&id));
+
+        let range = (stamp(3), probe.stamp);
+        let mut wanted: Vec<Event> = versions
+            .iter()
+            .filter(|event| range.0 <= event.stamp && event.stamp <= range.1)
+            .cloned()
+            .collect();
+        for order in [Order::Descending, Order::Ascending] {
+            let page = view.versions(partition, keyspace, key, range, order, limits).unwrap();
+            check_page(&page, &wanted, limits);
+            wanted.reverse();
+        }
+    }
+
+    fn check_scans(&self, probe: &Event, limits: Limits) {
+        let view = self.tree.view();
+        let (partition, keyspace) = (probe.partition, probe.keyspace);
+        let prefix = &probe.key[..probe.key.len() / 2];
+        for after in [None, Some(&probe.key)] {
+            let mut newest: BTreeMap<Bytes, Event> = BTreeMap::new();
+            for (id, event) in &self.model {
+                let wanted = (id.0, id.1) == (partition, keyspace)
+                    && id.2.starts_with(prefix)
+                    && after.is_none_or(|after| *after < id.2)
+                    && event.stamp <= probe.stamp;
+                if wanted {
+                    newest.entry(id.2.clone()).or_insert_with(|| event.clone());
+                }
+            }
+            let wanted: Vec<Event> = newest.into_values().collect();
+            let after = after.map(|after| &after[..]);
+            let page = view.scan(partition, keyspace, prefix, after, probe.stamp, limits).unwrap();
+            check_page(&page, &wanted, limits);
+        }
+    }
+
+    fn check_partition(&self, partition: u32, limits: Limits) {
+        let view = self.tree.view();
+        let wanted: Vec<&Event> =
+            self.model.values().filter(|event| event.partition == partition).collect();
+        let mut digest = Digest::default();
+        wanted.iter().for_each(|event| digest.add(event.id().hash()));
+        assert_eq!(view.digest(partition).unwrap(), digest);
+
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let page = view.partition_events(partition, after.as_ref(), limits).unwrap();
+            assert!(page.events.len() <= limits.events);
+            after = page.events.last().map(|event| {
+                let EventId { keyspace, stamp, .. } = event.id();
+                PartitionCursor { keyspace, key: event.key.clone(), stamp }
+            });
+            found.extend(page.events);
+            if !page.more {
+                break;
+            }
+        }
+        assert_eq!(found.iter().collect::<Vec<_>>(), wanted);
+    }
+}
+
+/// A page is as much of what is wanted as the limits let, and says whether that is all.
+fn check_page(page: &Page, wanted: &[Event], limits: Limits) {
+    assert_eq!(page.events, wanted[..page.events.len()]);
+    let bytes = |events: &[Event]| -> usize {
+        events.iter().map(|event| event.key.len() + event.payload.len()).sum()
+    };
+    if let Some((_, before)) = page.events.split_last() {
+        assert!(
+            before.len() < limits.events && (before.is_empty() || bytes(before) < limits.bytes)
+        );
+    }
+    if page.events.len() < wanted.len() {
+        assert!(page.more);
+        let full = limits.events <= page.events.len() || limits.bytes <= bytes(&page.events);
+        assert!(full, "it ends only at a limit");
+    }
+    assert!(
+        !page.more || limits.events <= page.events.len() || limits.bytes <= bytes(&page.events)
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #[test]
+    fn reads_are_those_of_a_sorted_map(
+        steps in prop::collection::vec(step(), 1..300),
+        probes in prop::collection::vec(any_event(), 10),
+        few in 1..5_usize, bytes in 1..60_usize,
+    ) {
+        let mut pair = Pair::new();
+        let tight = Limits { events: few, bytes };
+        let half = steps.len() / 2;
+        for (index, step) in steps.into_iter().enumerate() {
+            pair.apply(step);
+            if index == half {
+                probes.iter().for_each(|probe| pair.check_key(probe, ALL));
+            }
+        }
+        for probe in &probes {
+            for limits in [ALL, tight] {
+                pair.check_key(probe, limits);
+                pair.check_scans(probe, limits);
+            }
+        }
+        for partition in 0..3 {
+            pair.check_partition(partition, ALL);
+            pair.check_partition(partition, tight);
+        }
+    }
+}
+
+#[test]
+fn a_view_is_not_disturbed_by_what_comes_after() {
+    let mut pair = Pair::new();
+    for ms in 0..200 {
+        pair.apply(Step::Insert(put(&format!("k{}", ms % 20), ms)));
+        if ms % 40 == 39 {
+            pair.apply(Step::Rotate);
+        }
+    }
+    pair.apply(Step::Work(20));
+    let view = pair.tree.view();
+    let before = view.partition_events(0, None, ALL).unwrap();
+    let files = pair.disk.list("tables").unwrap();
+    settle(&mut pair.tree, 0, &Retentions::default());
+    pair.apply(Step::Rotate);
+    for ms in 200..300 {
+        pair.apply(Step::Insert(put(&format!("k{}", ms % 20), ms)));
+    }
+    assert_ne!(pair.disk.list("tables").unwrap(), files, "tables came and went");
+    assert_eq!(view.partition_events(0, None, ALL).unwrap(), before);
+}
