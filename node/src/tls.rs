@@ -28,6 +28,8 @@ use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use starling_client::transport::TlsFiles;
+use starling_client::transport::tls::{CLIENT_NAME_SIZE_MAX, NODE_NAME, client_name, node_name};
 use starling_clock::NodeId;
 
 /// The authority's certificate, in a directory of certificates.
@@ -48,8 +50,6 @@ const LOCK: &str = ".lock";
 const VALID_BEFORE_S: u64 = 24 * 60 * 60;
 /// Ten years. There is no revocation list: a new authority is the way to lock somebody out.
 const VALID_FOR_S: u64 = 10 * 365 * 24 * 60 * 60;
-/// Longest client name, so that it fits a label of a DNS name.
-const CLIENT_NAME_SIZE_MAX: usize = 63;
 
 /// Certificates that cannot be made or used.
 #[derive(Debug, thiserror::Error)]
@@ -113,83 +113,60 @@ pub enum TlsError {
         cert: PathBuf,
     },
     /// Not a client's name.
-    #[error("{0:?} is not a client's name: 1 to {CLIENT_NAME_SIZE_MAX} of a-z, 0-9 and -")]
+    #[error("{0:?} is not a client's name: 1 to {CLIENT_NAME_SIZE_MAX} of a-z, 0-9, - and _")]
     ClientName(String),
     /// The cryptography library refused.
     #[error("making a certificate: {0}")]
     Generate(#[from] rcgen::Error),
 }
 
-/// Where a node's certificates are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// The authority's certificate.
-    pub ca: PathBuf,
-    /// The own certificate.
-    pub cert: PathBuf,
-    /// The own key.
-    pub key: PathBuf,
-}
-
-impl TlsFiles {
-    /// A node's files in `dir`.
-    pub fn of_node(dir: &Path) -> Self {
-        Self { ca: dir.join(AUTHORITY_CERT), cert: dir.join(NODE_CERT), key: dir.join(NODE_KEY) }
-    }
-
-    /// Whether `node` can use these: they are there, belong together, and hold at `now_s`, in seconds since the Unix epoch.
-    ///
-    /// # Errors
-    /// [`TlsError`] with what to do.
-    pub fn check_node(&self, node: NodeId, now_s: u64) -> Result<(), TlsError> {
-        let authority = read_certificate(&self.ca)?;
-        let certificate = read_certificate(&self.cert)?;
-        let key = PrivateKeyDer::from_pem_slice(&read(&self.key)?)
-            .map_err(|error| unreadable(&self.key, &error))?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        CertifiedKey::from_der(vec![certificate.clone()], key, &provider).map_err(|error| {
-            match error {
-                rustls::Error::InconsistentKeys(_) => {
-                    TlsError::Mismatched { cert: self.cert.clone(), key: self.key.clone() }
-                }
-                error => unreadable(&self.key, &error),
+/// Whether `node` can use these: they are there, belong together, and hold at `now_s`, in seconds since the Unix epoch.
+///
+/// # Errors
+/// [`TlsError`] with what to do.
+pub fn check_node(files: &TlsFiles, node: NodeId, now_s: u64) -> Result<(), TlsError> {
+    let authority = read_certificate(&files.authority)?;
+    let certificate = read_certificate(&files.certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(&read(&files.key)?)
+        .map_err(|error| unreadable(&files.key, &error))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    CertifiedKey::from_der(vec![certificate.clone()], key, &provider).map_err(
+        |error| match error {
+            rustls::Error::InconsistentKeys(_) => {
+                TlsError::Mismatched { cert: files.certificate.clone(), key: files.key.clone() }
             }
-        })?;
-        let mut roots = RootCertStore::empty();
-        roots.add(authority).map_err(|error| unreadable(&self.ca, &error))?;
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
-            .build()
-            .map_err(|error| unreadable(&self.ca, &error))?;
-        let name = ServerName::try_from(node_name(node))
-            .map_err(|error| unreadable(&self.cert, &error))?;
-        let now = UnixTime::since_unix_epoch(Duration::from_secs(now_s));
-        let cert = || self.cert.clone();
-        match verifier.verify_server_cert(&certificate, &[], &name, &[], now) {
-            Ok(_) => Ok(()),
-            Err(rustls::Error::InvalidCertificate(error)) => Err(match error {
-                CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                    TlsError::Foreign { cert: cert(), ca: self.ca.clone() }
-                }
-                CertificateError::NotValidForName
-                | CertificateError::NotValidForNameContext { .. }
-                | CertificateError::InvalidPurpose
-                | CertificateError::InvalidPurposeContext { .. } => {
-                    TlsError::WrongNode { cert: cert(), node }
-                }
-                CertificateError::Expired
-                | CertificateError::ExpiredContext { .. }
-                | CertificateError::NotValidYet
-                | CertificateError::NotValidYetContext { .. } => TlsError::Expired { cert: cert() },
-                error => unreadable(&self.cert, &error),
-            }),
-            Err(error) => Err(unreadable(&self.cert, &error)),
-        }
+            error => unreadable(&files.key, &error),
+        },
+    )?;
+    let mut roots = RootCertStore::empty();
+    roots.add(authority).map_err(|error| unreadable(&files.authority, &error))?;
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .map_err(|error| unreadable(&files.authority, &error))?;
+    let name = ServerName::try_from(node_name(node))
+        .map_err(|error| unreadable(&files.certificate, &error))?;
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(now_s));
+    let cert = || files.certificate.clone();
+    match verifier.verify_server_cert(&certificate, &[], &name, &[], now) {
+        Ok(_) => Ok(()),
+        Err(rustls::Error::InvalidCertificate(error)) => Err(match error {
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                TlsError::Foreign { cert: cert(), ca: files.authority.clone() }
+            }
+            CertificateError::NotValidForName
+            | CertificateError::NotValidForNameContext { .. }
+            | CertificateError::InvalidPurpose
+            | CertificateError::InvalidPurposeContext { .. } => {
+                TlsError::WrongNode { cert: cert(), node }
+            }
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. } => TlsError::Expired { cert: cert() },
+            error => unreadable(&files.certificate, &error),
+        }),
+        Err(error) => Err(unreadable(&files.certificate, &error)),
     }
-}
-
-/// The name that a dialler asks for when it knows whom it wants.
-pub fn node_name(node: NodeId) -> String {
-    format!("{node}.node.starling")
 }
 
 /// A certificate and its key, in PEM.
@@ -259,7 +236,7 @@ impl Authority {
     /// # Errors
     /// [`TlsError::Generate`].
     pub fn issue_node(&self, node: NodeId, now_s: u64) -> Result<Issued, TlsError> {
-        let names = vec!["node.starling".to_owned(), node_name(node)];
+        let names = vec![NODE_NAME.to_owned(), node_name(node)];
         let mut params = params(names, &format!("Starling node {node}"), now_s)?;
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -271,16 +248,10 @@ impl Authority {
     /// # Errors
     /// [`TlsError::ClientName`], [`TlsError::Generate`].
     pub fn issue_client(&self, name: &str, now_s: u64) -> Result<Issued, TlsError> {
-        let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        let hyphen_inside = !name.starts_with('-') && !name.ends_with('-');
-        if !(1..=CLIENT_NAME_SIZE_MAX).contains(&name.len())
-            || !name.bytes().all(fits)
-            || !hyphen_inside
-        {
+        let Some(full_name) = client_name(name) else {
             return Err(TlsError::ClientName(name.to_owned()));
-        }
-        let names = vec![format!("{name}.client.starling")];
-        let mut params = params(names, &format!("Starling client {name}"), now_s)?;
+        };
+        let mut params = params(vec![full_name], &format!("Starling client {name}"), now_s)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.issue(params)
     }
@@ -455,7 +426,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let tls = dir.path().join("tls");
         ensure_development(&tls, "test", NODE, NOW_S).unwrap();
-        TlsFiles::of_node(&tls).check_node(NODE, NOW_S).unwrap();
+        check_node(&TlsFiles::of_node(&tls), NODE, NOW_S).unwrap();
         let before = fs::read(tls.join(NODE_CERT)).unwrap();
         ensure_development(&tls, "test", NODE, NOW_S + 1).unwrap();
         assert_eq!(fs::read(tls.join(NODE_CERT)).unwrap(), before);
@@ -476,7 +447,7 @@ mod tests {
                 scope.spawn(|| ensure_development(dir.path(), "test", NODE, NOW_S).unwrap());
             }
         });
-        TlsFiles::of_node(dir.path()).check_node(NODE, NOW_S).unwrap();
+        check_node(&TlsFiles::of_node(dir.path()), NODE, NOW_S).unwrap();
     }
 
     #[test]
@@ -485,7 +456,7 @@ mod tests {
         fs::write(dir.path().join(AUTHORITY_KEY), "half").unwrap();
         fs::write(dir.path().join(NODE_KEY), "half").unwrap();
         ensure_development(dir.path(), "test", NODE, NOW_S).unwrap();
-        TlsFiles::of_node(dir.path()).check_node(NODE, NOW_S).unwrap();
+        check_node(&TlsFiles::of_node(dir.path()), NODE, NOW_S).unwrap();
     }
 
     #[test]
@@ -506,23 +477,32 @@ mod tests {
         ensure_development(dir.path(), "test", NODE, NOW_S).unwrap();
         ensure_development(other.path(), "test", NODE, NOW_S).unwrap();
         let files = TlsFiles::of_node(dir.path());
-        let check = |files: &TlsFiles| files.check_node(NODE, NOW_S).unwrap_err();
+        let check = |files: &TlsFiles| check_node(files, NODE, NOW_S).unwrap_err();
 
-        let ca = other.path().join(AUTHORITY_CERT);
-        assert!(matches!(check(&TlsFiles { ca, ..files.clone() }), TlsError::Foreign { .. }));
+        let authority = other.path().join(AUTHORITY_CERT);
+        assert!(matches!(
+            check(&TlsFiles { authority, ..files.clone() }),
+            TlsError::Foreign { .. }
+        ));
         let key = other.path().join(NODE_KEY);
         assert!(matches!(check(&TlsFiles { key, ..files.clone() }), TlsError::Mismatched { .. }));
-        let cert = dir.path().join("nowhere.pem");
-        assert!(matches!(check(&TlsFiles { cert, ..files.clone() }), TlsError::Missing { .. }));
-        let cert = files.key.clone();
-        assert!(matches!(check(&TlsFiles { cert, ..files.clone() }), TlsError::Unreadable { .. }));
-        let (cert, key) = (dir.path().join(CLIENT_CERT), dir.path().join(CLIENT_KEY));
-        let client = TlsFiles { cert, key, ..files.clone() };
+        let certificate = dir.path().join("nowhere.pem");
+        assert!(matches!(
+            check(&TlsFiles { certificate, ..files.clone() }),
+            TlsError::Missing { .. }
+        ));
+        let certificate = files.key.clone();
+        assert!(matches!(
+            check(&TlsFiles { certificate, ..files.clone() }),
+            TlsError::Unreadable { .. }
+        ));
+        let (certificate, key) = (dir.path().join(CLIENT_CERT), dir.path().join(CLIENT_KEY));
+        let client = TlsFiles { certificate, key, ..files.clone() };
         assert!(matches!(check(&client), TlsError::WrongNode { .. }));
 
-        let error = files.check_node(NodeId(8), NOW_S).unwrap_err();
+        let error = check_node(&files, NodeId(8), NOW_S).unwrap_err();
         assert!(matches!(error, TlsError::WrongNode { .. }));
-        let error = files.check_node(NODE, NOW_S + 2 * VALID_FOR_S).unwrap_err();
+        let error = check_node(&files, NODE, NOW_S + 2 * VALID_FOR_S).unwrap_err();
         assert!(matches!(error, TlsError::Expired { .. }));
     }
 
@@ -533,8 +513,8 @@ mod tests {
         let authority = Authority::open(dir.path()).unwrap();
         let issued = authority.issue_node(NODE, NOW_S).unwrap();
         write_pair(dir.path(), (NODE_CERT, NODE_KEY), &issued).unwrap();
-        TlsFiles::of_node(dir.path()).check_node(NODE, NOW_S).unwrap();
-        for name in ["", "Upper", "dot.ted", "-a", &"a".repeat(64)] {
+        check_node(&TlsFiles::of_node(dir.path()), NODE, NOW_S).unwrap();
+        for name in ["", "Upper", "dot.ted", "a b", &"a".repeat(64)] {
             let error = authority.issue_client(name, NOW_S).err();
             assert!(matches!(error, Some(TlsError::ClientName(_))), "{name}");
         }
