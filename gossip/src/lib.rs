@@ -25,4 +25,4 @@ pub use error::GossipError;
 pub use machine::{Gossip, Output};
 pub use member::{Member, NodeState, Status};
 pub use register::Register;
-pub use wire::DecodeError;
+pub use wire::{DecodeError, describe};

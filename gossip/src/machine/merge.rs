@@ -119,8 +119,11 @@ impl Gossip {
         if let Some((incarnation, state)) = heard.state
             && incarnation > state_incarnation
         {
+            let is_changed = state != StateView::of(&known.state);
             self.roster.set_state(heard.node, state.to_state(), incarnation);
-            self.outputs.push_back(Output::StateChanged { node: heard.node });
+            if is_changed {
+                self.outputs.push_back(Output::StateChanged { node: heard.node });
+            }
             is_news = true;
         }
         if (heard.incarnation, heard.status) > before {

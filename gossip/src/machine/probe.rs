@@ -22,6 +22,8 @@ use crate::{DecodeError, Instant, Status};
 #[derive(Clone, Debug)]
 pub(super) struct Probe {
     target: NodeId,
+    /// The life that was probed.
+    incarnation: u64,
     sequence: u32,
     is_acked: bool,
     /// Who was asked to probe it too.
@@ -132,8 +134,10 @@ impl Gossip {
             let sequence = self.take_sequence();
             let timeout_us = self.stretched(self.config.probe_timeout_us);
             self.arm(Timer::ProbeTimeout(sequence), timeout_us);
+            let incarnation = self.roster.get(target).map_or(0, |member| member.incarnation);
             self.probe = Some(Probe {
                 target,
+                incarnation,
                 sequence,
                 is_acked: false,
                 helpers: Vec::new(),
@@ -153,9 +157,9 @@ impl Gossip {
         };
         self.worsen_health(u32::try_from(missing).expect("few helpers"));
         let Some(member) = self.roster.get(probe.target) else { return };
-        // It may have died or left meanwhile, by others' word.
-        if member.status.is_up() {
-            let (node, by, incarnation) = (probe.target, self.own, member.incarnation);
+        // Meanwhile it may have died or left by others' word, or refuted, which is a sign of life too.
+        if member.status.is_up() && member.incarnation == probe.incarnation {
+            let (node, by, incarnation) = (probe.target, self.own, probe.incarnation);
             let status = Status::Suspect;
             self.hear(&Heard { node, status, incarnation, by, state: None }, true);
         }

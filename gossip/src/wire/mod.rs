@@ -8,9 +8,12 @@
 //! - A message that decodes, encodes to the same bytes: nothing is skipped, and nothing may follow it.
 //! - Decoding borrows; nothing is copied before the whole message was found good.
 
+mod describe;
 pub(crate) mod message;
 pub(crate) mod push_pull;
 pub(crate) mod rumour;
+
+pub use describe::describe;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
