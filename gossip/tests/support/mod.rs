@@ -133,8 +133,20 @@ impl World {
     }
 
     pub fn crash(&mut self, node: NodeId) {
-        self.nodes.remove(&node).expect("it runs");
+        self.suspend(node);
+    }
+
+    /// Stops a node; what is sent to it meanwhile is lost.
+    pub fn suspend(&mut self, node: NodeId) -> Gossip {
         self.wakes.remove(&node);
+        self.nodes.remove(&node).expect("it runs")
+    }
+
+    /// The node goes on where it was.
+    pub fn resume(&mut self, gossip: Gossip) {
+        let node = gossip.own();
+        self.nodes.insert(node, gossip);
+        self.act(node, Gossip::handle_timeout);
     }
 
     /// Does something to a node and carries out what follows.
@@ -181,7 +193,7 @@ impl World {
             Event::Wake { node } => {
                 if self.wakes.get(&node) == Some(&at) {
                     self.wakes.remove(&node);
-                    self.act(node, |gossip, now| gossip.handle_timeout(now));
+                    self.act(node, Gossip::handle_timeout);
                 }
             }
             Event::Datagram { from, to, bytes } => {
