@@ -12,6 +12,8 @@ mod describe;
 pub(crate) mod message;
 pub(crate) mod push_pull;
 pub(crate) mod rumour;
+#[cfg(test)]
+mod tests;
 
 pub use describe::describe;
 
