@@ -29,6 +29,9 @@ pub struct Config {
     pub hint_segment_bytes_max: u64,
     /// Changes and hints wait in memory for up to this many bytes before they are written to their own logs.
     pub log_buffer_bytes_max: usize,
+    /// Where checksums of new log segments start from. Drawn at random at each start by the node: a client that
+    /// cannot guess it cannot make values that look like records of a log.
+    pub log_salt: u32,
     /// The tables.
     pub tree: TreeConfig,
 }
@@ -45,6 +48,7 @@ impl Default for Config {
             hint_bytes_max: 1 << 30,
             hint_segment_bytes_max: 16 << 20,
             log_buffer_bytes_max: 1 << 20,
+            log_salt: 0,
             tree: TreeConfig::default(),
         }
     }

@@ -7,18 +7,28 @@
 //! - Every file goes through [`Disk`], so that a simulator can lose, tear, damage and fill it.
 //! - Every file kind is described byte by byte in `FORMAT.md`, under test.
 
+mod changes;
 mod config;
 mod disk;
+mod engine;
 mod error;
 mod event;
+mod hints;
+mod identity;
+mod log;
 mod lsn;
+mod small_file;
+mod state;
 mod tree;
 mod types;
+mod view;
+mod wal;
 
 pub use config::{Config, HistoryRetention, Retentions, TreeConfig};
 pub use disk::{
     CrashMode, Disk, DiskFile, Fault, OsDisk, OsFile, OsLock, SimDisk, SimFile, SimLock,
 };
+pub use engine::Storage;
 pub use error::{Error, ErrorKind};
 pub use event::{
     Action, DecodeError, EVENT_HEADER_SIZE, EVENT_LAYOUT, EVENT_SIZE_LIMIT, Event, EventId,
@@ -29,3 +39,4 @@ pub use types::{
     CLUSTER_NAME_SIZE_MAX, Change, Digest, Identity, META_COUNT_MAX, META_NAME_SIZE_MAX,
     META_VALUE_SIZE_MAX, Mode, Order, Outcome, PartitionCursor, Progress, Status, Sync, Write,
 };
+pub use view::{Page, View};

@@ -46,7 +46,8 @@ use run_writer::{RunWriter, TableNumbers, Written};
 use table::{BlockCache, Table};
 use version::Version;
 
-pub(crate) use view::{Limits, Page, TreeView};
+pub use view::Page;
+pub(crate) use view::{Limits, TreeView};
 
 /// What is readable at one moment.
 pub(crate) struct Snapshot<F> {

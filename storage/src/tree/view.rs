@@ -28,10 +28,11 @@ const STEPS_BEFORE_SEEK: usize = 8;
 
 /// Events in order, as many as the limits let.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Page {
-    pub(crate) events: Vec<Event>,
+pub struct Page {
+    /// The events.
+    pub events: Vec<Event>,
     /// The limits ended the read: there may be more.
-    pub(crate) more: bool,
+    pub more: bool,
 }
 
 /// How much a read may return.

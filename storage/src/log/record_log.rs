@@ -1,0 +1,525 @@
+//! [`RecordLog`]: the log below the change log and the hints. It follows the write-ahead log, which holds its
+//! records durably before they come here, so that nothing here ever waits for the disk on the way of a write.
+//!
+//! A record is *staged* (encoded, not to be seen), *published* (readable, in memory), *written*, *synced*.
+//!
+//! Invariants:
+//!
+//! - Numbers follow each other without a gap, in memory and on disk.
+//! - A reader sees published records and nothing else, from any thread, and never waits for a write or a sync.
+//! - A failed write changes nothing: the records stay in memory and the same place is written again.
+//! - Only the oldest segments are removed, one at a time, so that a crash leaves no hole.
+//!
+//! What the records mean is not known here.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bytes::Bytes;
+
+use super::frame::{FRAME_HEADER_SIZE, Frame, begin_frame, finish_frame, frame_size};
+use super::segment::{LogKind, SEGMENT_HEADER_SIZE, Segment, list_segments, write_failed};
+use crate::event::array;
+use crate::{Disk, DiskFile, Error};
+
+/// A place in the log is remembered every so many bytes, so that a read starts at most this far before its record.
+const MARK_DISTANCE: u64 = 32 << 10;
+
+/// Where a record starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) number: u64,
+    pub(crate) offset: u64,
+}
+
+/// One segment and what is known of its inside.
+#[derive(Debug)]
+pub(crate) struct LogSegment<F> {
+    pub(crate) segment: Segment<F>,
+    /// One past its last record.
+    pub(crate) next: u64,
+    /// In order; the first is the first record's.
+    pub(crate) marks: Vec<Mark>,
+}
+
+#[derive(Debug)]
+struct State<F> {
+    segments: VecDeque<LogSegment<F>>,
+    /// The last segment takes more records.
+    active: bool,
+    /// Published and not yet written.
+    pending: Vec<u8>,
+    pending_first: u64,
+    /// Offsets in `pending`.
+    pending_marks: Vec<Mark>,
+    /// One past the last published record.
+    next: u64,
+}
+
+/// A record, as it is read.
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    pub(crate) number: u64,
+    pub(crate) payload: Bytes,
+    /// Where it was read, to report what is wrong inside it.
+    pub(crate) offset: u64,
+}
+
+/// See the file's head.
+pub(crate) struct RecordLog<D: Disk> {
+    disk: Arc<D>,
+    dir: String,
+    kind: LogKind,
+    /// One for all segments, so that what is staged fits whichever comes next.
+    salt: u32,
+    segment_bytes_max: u64,
+    shared: Arc<RwLock<State<D::File>>>,
+    staged: Vec<u8>,
+    staged_marks: Vec<Mark>,
+    /// One past the last staged record.
+    next: u64,
+    /// Records below this are on disk.
+    synced: u64,
+}
+
+/// What opening needs to know.
+pub(crate) struct LogOptions {
+    pub(crate) dir: String,
+    pub(crate) kind: LogKind,
+    /// For a new log; an existing one keeps its own.
+    pub(crate) salt: u32,
+    pub(crate) segment_bytes_max: u64,
+    /// Number of the first record, if no segment is there.
+    pub(crate) start: u64,
+}
+
+impl<D: Disk> RecordLog<D> {
+    /// Opens the log in a directory that is there. `known` may tell the inside of a segment that is not the newest
+    /// from elsewhere; the other segments are read, and each of their records is handed to `visit`.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] for damage that is not a torn tail, a hole between segments, or failed IO.
+    pub(crate) fn open(
+        disk: &Arc<D>,
+        options: LogOptions,
+        mut known: impl FnMut(&Segment<D::File>) -> Result<Option<LogSegment<D::File>>, Error>,
+        mut visit: impl FnMut(u64, &Frame) -> Result<(), Error>,
+    ) -> Result<Self, Error> {
+        let LogOptions { dir, kind, salt, segment_bytes_max, start } = options;
+        let firsts = list_segments(&**disk, &dir, kind)?;
+        let mut log = Self {
+            disk: Arc::clone(disk),
+            dir,
+            kind,
+            salt,
+            segment_bytes_max,
+            shared: Arc::new(RwLock::new(State {
+                segments: VecDeque::new(),
+                active: false,
+                pending: Vec::new(),
+                pending_first: 0,
+                pending_marks: Vec::new(),
+                next: 0,
+            })),
+            staged: Vec::new(),
+            staged_marks: Vec::new(),
+            next: firsts.first().copied().unwrap_or(start),
+            synced: 0,
+        };
+        let (last, sealed) = firsts.split_last().map_or((None, &[][..]), |(l, s)| (Some(*l), s));
+        for &first in sealed {
+            let segment = Segment::open(&**disk, &log.dir, kind, first)?;
+            let entry = match known(&segment)? {
+                Some(entry) => entry,
+                None => scan(segment, |frame| visit(first, frame))?,
+            };
+            log.take_segment(first, entry)?;
+        }
+        if let Some(first) = last {
+            log.open_newest(first, |frame| visit(first, frame))?;
+        }
+        log.synced = log.next;
+        let mut state = log.write_state();
+        state.pending_first = log.next;
+        state.next = log.next;
+        drop(state);
+        Ok(log)
+    }
+
+    fn open_newest(
+        &mut self,
+        first: u64,
+        mut visit: impl FnMut(&Frame) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut marks = Vec::new();
+        let disk = Arc::clone(&self.disk);
+        let (segment, next) =
+            Segment::recover(&*disk, &self.dir, self.kind, first, |_, offset, frame| {
+                mark(&mut marks, frame.number, offset);
+                visit(frame)
+            })?;
+        self.take_segment(first, LogSegment { segment, next, marks })?;
+        self.write_state().active = true;
+        Ok(())
+    }
+
+    fn take_segment(&mut self, first: u64, entry: LogSegment<D::File>) -> Result<(), Error> {
+        if first != self.next {
+            return Err(Error::corrupt(&entry.segment.path, 0, "records before it are missing"));
+        }
+        self.next = entry.next;
+        self.salt = entry.segment.salt;
+        self.write_state().segments.push_back(entry);
+        Ok(())
+    }
+
+    /// One past the last staged record: the number that the next one gets.
+    pub(crate) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Bytes of staged records.
+    pub(crate) fn staged_bytes(&self) -> usize {
+        self.staged.len()
+    }
+
+    /// Bytes of published records that are not yet written.
+    pub(crate) fn pending_bytes(&self) -> usize {
+        self.read_state().pending.len()
+    }
+
+    /// Bytes of segments and of what waits in memory.
+    pub(crate) fn bytes(&self) -> u64 {
+        let state = self.read_state();
+        let written: u64 = state.segments.iter().map(|entry| entry.segment.len).sum();
+        written + (state.pending.len() + self.staged.len()) as u64
+    }
+
+    /// The records to read, for any thread.
+    pub(crate) fn reader(&self) -> LogReader<D::File> {
+        LogReader { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Encodes one record, whose payload is `parts` one after the other. It is not to be seen yet.
+    pub(crate) fn stage(&mut self, kind: u8, parts: &[&[u8]]) {
+        mark(&mut self.staged_marks, self.next, self.staged.len() as u64);
+        let start = begin_frame(kind, self.next, self.synced, &mut self.staged);
+        for part in parts {
+            self.staged.extend_from_slice(part);
+        }
+        finish_frame(self.salt, start, &mut self.staged);
+        self.next += 1;
+    }
+
+    /// Lets readers see what is staged.
+    pub(crate) fn publish(&mut self) {
+        if self.staged.is_empty() {
+            return;
+        }
+        let mut state = write_lock(&self.shared);
+        let base = state.pending.len() as u64;
+        state.pending.extend_from_slice(&self.staged);
+        for &Mark { number, offset } in &self.staged_marks {
+            mark(&mut state.pending_marks, number, base + offset);
+        }
+        state.next = self.next;
+        self.staged.clear();
+        self.staged_marks.clear();
+    }
+
+    /// Writes what is published and tells whether there was anything.
+    ///
+    /// # Errors
+    /// [`Error::Full`], [`Error::Io`]: nothing changed. [`Error::WriteFailed`]: a sync of a new segment failed.
+    pub(crate) fn write_out(&mut self) -> Result<bool, Error> {
+        if self.pending_bytes() == 0 {
+            return Ok(false);
+        }
+        if !self.read_state().active {
+            let first = self.read_state().pending_first;
+            let segment = Segment::create(&*self.disk, &self.dir, self.kind, self.salt, first)?;
+            let mut state = self.write_state();
+            state.segments.push_back(LogSegment { segment, next: first, marks: Vec::new() });
+            state.active = true;
+        }
+        {
+            // Readers share this lock; the only one who takes it alone is this thread.
+            let state = self.read_state();
+            let segment = &state.segments.back().expect("one is active").segment;
+            let written = segment.file.write_at(&state.pending, segment.len);
+            written.map_err(Error::io("write", &segment.path))?;
+        }
+        let mut guard = self.write_state();
+        let state = &mut *guard;
+        let entry = state.segments.back_mut().expect("one is active");
+        for &Mark { number, offset } in &state.pending_marks {
+            mark(&mut entry.marks, number, entry.segment.len + offset);
+        }
+        entry.segment.len += state.pending.len() as u64;
+        entry.next = state.next;
+        state.pending.clear();
+        state.pending_marks.clear();
+        state.pending_first = state.next;
+        Ok(true)
+    }
+
+    /// Writes and syncs what is published.
+    ///
+    /// # Errors
+    /// As [`Self::write_out`]; [`Error::WriteFailed`] if the sync fails: nothing is to be trusted then.
+    pub(crate) fn sync(&mut self) -> Result<(), Error> {
+        self.write_out()?;
+        let (published, active) = {
+            let state = self.read_state();
+            let segment = state.segments.back().map(|entry| entry.segment.clone());
+            (state.next, segment.filter(|_| state.active))
+        };
+        if self.synced < published {
+            let segment = active.expect("what is not synced is in the active segment");
+            segment.file.sync().map_err(write_failed("sync", &segment.path))?;
+            self.synced = published;
+        }
+        Ok(())
+    }
+
+    /// Whether the newest segment is as large as it may be.
+    pub(crate) fn is_segment_full(&self) -> bool {
+        let state = self.read_state();
+        let newest = state.segments.back().filter(|_| state.active);
+        newest.is_some_and(|entry| entry.segment.len >= self.segment_bytes_max)
+    }
+
+    /// Whether the newest segment takes records and has some.
+    pub(crate) fn has_open_segment(&self) -> bool {
+        let state = self.read_state();
+        state.active && state.segments.back().is_some_and(|entry| !entry.marks.is_empty())
+    }
+
+    /// Ends the newest segment, after it is synced; the next record goes into a new one. Tells which it was.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    pub(crate) fn seal(&mut self) -> Result<Option<u64>, Error> {
+        self.sync()?;
+        let mut state = self.write_state();
+        if !state.active {
+            return Ok(None);
+        }
+        state.active = false;
+        Ok(state.segments.back().map(|entry| entry.segment.first))
+    }
+
+    /// How many segments there are.
+    pub(crate) fn segments(&self) -> usize {
+        self.read_state().segments.len()
+    }
+
+    /// The first record of the segment that takes more.
+    pub(crate) fn active_first(&self) -> Option<u64> {
+        let state = self.read_state();
+        state.segments.back().filter(|_| state.active).map(|entry| entry.segment.first)
+    }
+
+    /// Forgets all records and goes on with number `start`.
+    ///
+    /// # Errors
+    /// As [`Self::seal`] and [`Self::remove_oldest`].
+    ///
+    /// # Panics
+    /// If there are records that are not written, or one with that number.
+    pub(crate) fn restart(&mut self, start: u64) -> Result<(), Error> {
+        assert!(self.staged.is_empty() && self.pending_bytes() == 0);
+        assert!(self.next <= start);
+        self.seal()?;
+        while self.oldest_sealed().is_some() {
+            self.remove_oldest()?;
+        }
+        self.next = start;
+        self.synced = start;
+        let mut state = self.write_state();
+        state.pending_first = start;
+        state.next = start;
+        Ok(())
+    }
+
+    /// The oldest segment, if it takes no more records: (first record, one past the last).
+    pub(crate) fn oldest_sealed(&self) -> Option<(u64, u64)> {
+        let state = self.read_state();
+        let sealed = state.segments.len() - usize::from(state.active);
+        let oldest = state.segments.front().filter(|_| sealed > 0)?;
+        Some((oldest.segment.first, oldest.next))
+    }
+
+    /// Removes the oldest segment; it has to take no more records.
+    ///
+    /// # Errors
+    /// Failed IO. Readers don't see the segment any more in any case.
+    pub(crate) fn remove_oldest(&mut self) -> Result<(), Error> {
+        assert!(self.oldest_sealed().is_some());
+        let removed = self.write_state().segments.pop_front();
+        let path = removed.expect("asserted above").segment.path;
+        self.disk.remove(&path).map_err(Error::io("remove", &path))?;
+        self.disk.sync_dir(&self.dir).map_err(Error::io("sync", &self.dir))
+    }
+
+    /// Looks at one segment.
+    pub(crate) fn with_segment<T>(
+        &self,
+        first: u64,
+        look: impl FnOnce(&LogSegment<D::File>) -> T,
+    ) -> Option<T> {
+        let state = self.read_state();
+        state.segments.iter().find(|entry| entry.segment.first == first).map(look)
+    }
+
+    fn read_state(&self) -> RwLockReadGuard<'_, State<D::File>> {
+        read_lock(&self.shared)
+    }
+
+    fn write_state(&self) -> RwLockWriteGuard<'_, State<D::File>> {
+        write_lock(&self.shared)
+    }
+}
+
+// The state is whole whenever the lock is free, so a panic elsewhere is no reason to refuse it.
+fn read_lock<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write_lock<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn mark(marks: &mut Vec<Mark>, number: u64, offset: u64) {
+    if marks.last().is_none_or(|last| last.offset + MARK_DISTANCE <= offset) {
+        marks.push(Mark { number, offset });
+    }
+}
+
+/// Reads a whole segment that takes no more records.
+pub(crate) fn scan<F: DiskFile>(
+    segment: Segment<F>,
+    mut visit: impl FnMut(&Frame) -> Result<(), Error>,
+) -> Result<LogSegment<F>, Error> {
+    let mut marks = Vec::new();
+    let mut frames = segment.frames(SEGMENT_HEADER_SIZE as u64, segment.first);
+    let mut offset = frames.offset;
+    while let Some(frame) = frames.next_frame()? {
+        mark(&mut marks, frame.number, offset);
+        visit(&frame)?;
+        offset = frames.offset;
+    }
+    let next = frames.number;
+    Ok(LogSegment { segment, next, marks })
+}
+
+/// Reads a [`RecordLog`] from any thread.
+#[derive(Debug)]
+pub(crate) struct LogReader<F> {
+    shared: Arc<RwLock<State<F>>>,
+}
+
+impl<F> Clone for LogReader<F> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<F: DiskFile> LogReader<F> {
+    /// The first record that is kept, and one past the last that may be read.
+    pub(crate) fn range(&self) -> (u64, u64) {
+        let state = read_lock(&self.shared);
+        let oldest = state.segments.front().map(|entry| entry.segment.first);
+        (oldest.unwrap_or(state.pending_first), state.next)
+    }
+
+    /// Records from `from` on: at most `limit`, and no more once they hold `bytes_max` bytes. Empty at the end. Also
+    /// tells the file that each came from.
+    ///
+    /// # Errors
+    /// [`Error::Gap`] if `from` is not kept any more, [`Error::Corrupt`] with the place, or a failed read.
+    pub(crate) fn read<T>(
+        &self,
+        from: u64,
+        limit: usize,
+        bytes_max: usize,
+        mut decode: impl FnMut(&str, Record) -> Result<T, Error>,
+    ) -> Result<Vec<T>, Error> {
+        let mut out = Vec::new();
+        let mut bytes = 0;
+        let mut number = from;
+        while out.len() < limit && (bytes < bytes_max || out.is_empty()) {
+            let state = read_lock(&self.shared);
+            let first = state.segments.front().map_or(state.pending_first, |s| s.segment.first);
+            if number < first {
+                return Err(Error::Gap { from: number, first });
+            }
+            if number >= state.next {
+                break;
+            }
+            if number >= state.pending_first {
+                let frame = state.pending_frame(number);
+                drop(state);
+                bytes += frame.payload.len();
+                let record = Record { number, payload: frame.payload, offset: 0 };
+                out.push(decode("memory", record)?);
+                number += 1;
+                continue;
+            }
+            let (segment, mark) = state.place(number);
+            drop(state);
+            let mut frames = segment
+                .frames(mark.offset, mark.number)
+                .chunked(bytes_max.saturating_add(usize::try_from(MARK_DISTANCE).unwrap_or(0)));
+            let mut offset = frames.offset;
+            while out.len() < limit && (bytes < bytes_max || out.is_empty()) {
+                let Some(frame) = frames.next_frame()? else { break };
+                if frame.number == number {
+                    bytes += frame.payload.len();
+                    let record = Record { number, payload: frame.payload, offset };
+                    out.push(decode(&segment.path, record)?);
+                    number += 1;
+                }
+                offset = frames.offset;
+            }
+        }
+        Ok(out)
+    }
+}
+
+impl<F> State<F> {
+    /// The segment of a written record, and a place in it at or before the record.
+    fn place(&self, number: u64) -> (Segment<F>, Mark) {
+        let index = self.segments.partition_point(|entry| entry.segment.first <= number) - 1;
+        let entry = &self.segments[index];
+        assert!(number < entry.next);
+        let mark = entry.marks.partition_point(|mark| mark.number <= number) - 1;
+        (entry.segment.clone(), entry.marks[mark])
+    }
+
+    /// A published record that is not yet written.
+    fn pending_frame(&self, number: u64) -> Frame {
+        let mark = self.pending_marks.partition_point(|mark| mark.number <= number) - 1;
+        let Mark { number: mut at, offset } = self.pending_marks[mark];
+        let mut offset = usize::try_from(offset).expect("it is in memory");
+        loop {
+            let rest = &self.pending[offset..];
+            let size = frame_size(rest).expect("we encoded it");
+            if at == number {
+                return frame_in_memory(&rest[..size]);
+            }
+            offset += size;
+            at += 1;
+        }
+    }
+}
+
+/// A copy of a frame that this process encoded itself.
+fn frame_in_memory(bytes: &[u8]) -> Frame {
+    Frame {
+        kind: bytes[8],
+        number: u64::from_le_bytes(array(bytes, 12)),
+        durable: u64::from_le_bytes(array(bytes, 20)),
+        payload: Bytes::copy_from_slice(&bytes[FRAME_HEADER_SIZE..]),
+    }
+}

@@ -1,0 +1,149 @@
+//! [`View`]: reads, from any thread, of the tree and of the change log.
+//!
+//! Invariants:
+//!
+//! - Cheap to clone; never waits for a write or a sync.
+//! - Reads of the tree see what was there when the view was taken; they may see events that were applied since.
+//!   Reads of the change log see what is published when they are made.
+//! - Memory is bounded by the limits that the caller gives.
+//! - What is damaged is an error, never left out.
+
+use starling_clock::Stamp;
+
+use crate::changes::ChangeReader;
+use crate::tree::{Limits, TreeView};
+use crate::{Change, Digest, Disk, Error, Event, KeyspaceId, Order, PartitionCursor};
+
+pub use crate::tree::Page;
+
+/// A readable moment of storage. See the file's head.
+pub struct View<D: Disk> {
+    tree: TreeView<D>,
+    changes: ChangeReader<D::File>,
+}
+
+impl<D: Disk> Clone for View<D> {
+    fn clone(&self) -> Self {
+        Self { tree: self.tree.clone(), changes: self.changes.clone() }
+    }
+}
+
+impl<D: Disk> View<D> {
+    pub(crate) fn new(tree: TreeView<D>, changes: ChangeReader<D::File>) -> Self {
+        Self { tree, changes }
+    }
+
+    /// The greatest event of the key at or before `at`; a delete is returned as such. [`Stamp::MAX`]: the newest.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`], [`Error::Missing`] or a failed read.
+    pub fn get(
+        &self,
+        partition: u32,
+        keyspace: KeyspaceId,
+        key: &[u8],
+        at: Stamp,
+    ) -> Result<Option<Event>, Error> {
+        self.tree.get(partition, keyspace, key, at)
+    }
+
+    /// The stamp of the key's newest event.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn newest_stamp(
+        &self,
+        partition: u32,
+        keyspace: KeyspaceId,
+        key: &[u8],
+    ) -> Result<Option<Stamp>, Error> {
+        self.tree.newest_stamp(partition, keyspace, key)
+    }
+
+    /// Events of the key with `from` <= stamp <= `to`, at most `limit`, and no further one once there are
+    /// `bytes_max` bytes of keys and payloads; one at the least.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    #[expect(clippy::too_many_arguments, reason = "a query has that many parts")]
+    pub fn versions(
+        &self,
+        partition: u32,
+        keyspace: KeyspaceId,
+        key: &[u8],
+        from: Stamp,
+        to: Stamp,
+        order: Order,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Result<Page, Error> {
+        let limits = Limits { events: limit, bytes: bytes_max };
+        self.tree.versions(partition, keyspace, key, (from, to), order, limits)
+    }
+
+    /// The greatest event at or before `at` of each key that begins with `prefix` and comes after `after_key`, in the
+    /// order of keys; deletes are returned as such. Limits as in [`Self::versions`].
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    #[expect(clippy::too_many_arguments, reason = "a query has that many parts")]
+    pub fn scan(
+        &self,
+        partition: u32,
+        keyspace: KeyspaceId,
+        prefix: &[u8],
+        after_key: Option<&[u8]>,
+        at: Stamp,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Result<Page, Error> {
+        let limits = Limits { events: limit, bytes: bytes_max };
+        self.tree.scan(partition, keyspace, prefix, after_key, at, limits)
+    }
+
+    /// All events of the partition after a place: keyspace, key, newest first. Limits as in [`Self::versions`].
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn partition_events(
+        &self,
+        partition: u32,
+        after: Option<&PartitionCursor>,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Result<Page, Error> {
+        let limits = Limits { events: limit, bytes: bytes_max };
+        self.tree.partition_events(partition, after, limits)
+    }
+
+    /// A summary of all events of the partition, to compare with another replica's. Reads all of it.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn digest(&self, partition: u32) -> Result<Digest, Error> {
+        self.tree.digest(partition)
+    }
+
+    /// The first change that is kept, and one past the last that may be read.
+    pub fn change_range(&self) -> (u64, u64) {
+        self.changes.range()
+    }
+
+    /// Changes from sequence `from` on, at most `limit`, and no further one once they hold `bytes_max` bytes; one at
+    /// the least. Empty at the end.
+    ///
+    /// # Errors
+    /// [`Error::Gap`] if retention passed `from`; otherwise as [`Self::get`].
+    pub fn changes(&self, from: u64, limit: usize, bytes_max: usize) -> Result<Vec<Change>, Error> {
+        self.changes.read(from, limit, bytes_max)
+    }
+
+    /// The first sequence that is kept and whose event's stamp is at or after `stamp`; the end if there is none.
+    /// Later sequences may have events with earlier stamps: the log is in the order of application.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn changes_at(&self, stamp: Stamp) -> Result<u64, Error> {
+        self.changes.seek(stamp)
+    }
+}
