@@ -2,12 +2,12 @@
 //!
 //! Invariants:
 //!
-//! - The newest version of a key is kept, whatever the retention, unless it is a tombstone that may go.
+//! - The newest version of a key is kept, whatever the history retention, unless it is a tombstone that may go.
 //! - A version goes for its age by when it was replaced, not by when it was written: every read as of a time
 //!   within the retention still finds what was current then.
 //! - If a version goes, every older one goes too: history has no holes.
-//! - A tombstone goes only if it is the newest version and nothing older is kept, here or anywhere else, and its
-//!   stamp is below the floor of its partition.
+//! - A tombstone goes only if its stamp is below the floor of its partition and nothing older is kept, here or
+//!   anywhere else; and only if nothing newer is in the merge, since then it is part of a history.
 //!
 //! A merge sees some of the versions of a key; what would go by those goes by all of them, since further versions
 //! can only push it further back.

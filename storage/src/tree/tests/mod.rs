@@ -1,6 +1,9 @@
 //! Tests of the tree as a whole, one kind a file. What they share is here.
 
+mod crash;
+mod damage;
 mod model;
+mod retention;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
