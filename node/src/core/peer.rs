@@ -6,7 +6,7 @@
 //! - Events travel in the engine's own encoding (`storage/FORMAT.md`), as opaque bytes here; the receiver decodes and
 //!   checks them: the partition must be the key's.
 
-use starling_client::codec::bincode::{self, BorrowDecode, Encode};
+use starling_client::codec::bincode::{BorrowDecode, Encode};
 use starling_client::codec::{Blob, List, WireStamp};
 
 /// A message between two nodes.
