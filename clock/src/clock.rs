@@ -2,8 +2,10 @@
 //!
 //! Invariants:
 //!
-//! - Every stamp that this clock gives is greater than every stamp that it gave or observed before,
-//!   across restarts too, whatever the wall clock does.
+//! - Every stamp that this clock gives is greater than every stamp that it gave before, across restarts
+//!   too, whatever the wall clock does.
+//! - It is greater than every stamp observed in this life. Observations are not persisted and may lie above the
+//!   durable bound: whoever keeps events over a restart observes the greatest of them again.
 //! - A stamp further ahead of the wall clock than the skew bound is refused and changes nothing.
 //! - No stamp at or above the durable bound is ever given: a restart that starts at the bound is above
 //!   all of them (the same idea as `CockroachDB`'s `server.clock.persist_upper_bound_interval`).
@@ -25,7 +27,8 @@ pub struct ClockConfig {
     /// Larger tolerates worse clocks and lets one bad clock drag the cluster further into the future.
     pub skew_ms_max: u64,
     /// How far ahead of the stamps the durable bound is set, in milliseconds: after a restart stamps
-    /// begin that far ahead at most. Must not be above `skew_ms_max`, or peers refuse a restarted node.
+    /// begin that far ahead of the earlier life's at most. Must not be above `skew_ms_max`, or peers refuse a
+    /// restarted node. Restarts closer together than this add up, until the wall clock has caught up.
     pub bound_window_ms: u64,
 }
 
@@ -149,6 +152,6 @@ impl Clock {
     }
 
     fn invariants(&self) {
-        assert!(self.last.logical <= u32::from(u16::MAX), "the carry keeps the counter in 16 bits");
+        assert!(u16::try_from(self.last.logical).is_ok(), "the carry keeps the counter in 16 bits");
     }
 }
