@@ -55,6 +55,10 @@ pub(crate) struct Call<'a> {
 }
 
 /// What an attempt came to.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "lives on the stack for a moment; a box costs an allocation a request"
+)]
 enum Outcome {
     Answer(Response),
     /// It did not reach the node.
@@ -327,15 +331,15 @@ impl<'a> Call<'a> {
     fn observe(&self, response: &Response) {
         let client = self.client;
         match response {
-            Response::Written { stamp, .. } => client.observe_stamp(stamp.0),
+            Response::Written { stamp, .. } => client.observe(stamp.0.time),
             Response::Value { version } => {
-                version.iter().for_each(|version| client.observe_stamp(version.stamp.0));
+                client.observe_newest(version.iter().map(|version| version.stamp.0));
             }
             Response::History { versions, .. } => {
-                versions.iter().for_each(|version| client.observe_stamp(version.stamp.0));
+                client.observe_newest(versions.iter().map(|version| version.stamp.0));
             }
             Response::Page { rows, .. } => {
-                rows.iter().for_each(|row| client.observe_stamp(row.version.stamp.0));
+                client.observe_newest(rows.iter().map(|row| row.version.stamp.0));
             }
             Response::Topology(_)
             | Response::Status(_)

@@ -159,21 +159,20 @@ impl NodeChanges {
             if self.ended {
                 return Ok(None);
             }
-            let problem = match self.stream.is_some() {
-                true => match self.read_item().await {
+            let problem = if self.stream.is_some() {
+                match self.read_item().await {
                     Ok(item) => match self.take(item)? {
                         Ok(event) => return Ok(Some(event)),
                         Err(problem) => problem,
                     },
                     Err(problem) => problem,
-                },
-                false => {
-                    let until = *sought_until.get_or_insert_with(|| Deadline::after(self.patience));
-                    match self.open(until).await {
-                        Ok(()) => continue,
-                        Err(error @ ClientError::UnknownNode(_)) => return Err(self.end(error)),
-                        Err(error) => error.to_string(),
-                    }
+                }
+            } else {
+                let until = *sought_until.get_or_insert_with(|| Deadline::after(self.patience));
+                match self.open(until).await {
+                    Ok(()) => continue,
+                    Err(error @ ClientError::UnknownNode(_)) => return Err(self.end(error)),
+                    Err(error) => error.to_string(),
                 }
             };
             let lost = self.stream.take().is_some();
@@ -258,8 +257,8 @@ impl NodeChanges {
         Ok(Ok(match item {
             ChangesItem::Batch { changes, next, end } => {
                 self.next = Some(next);
-                let newest = changes.iter().map(|change| change.version.stamp.0).max();
-                newest.into_iter().for_each(|stamp| self.client.inner.observe_stamp(stamp));
+                let stamps = changes.iter().map(|change| change.version.stamp.0);
+                self.client.inner.observe_newest(stamps);
                 let changes = changes.0.into_iter().map(Into::into).collect();
                 ChangesEvent::Batch { node, changes, next, end }
             }

@@ -210,8 +210,10 @@ impl Inner {
         self.observed.fetch_max(time.packed(), Ordering::Relaxed);
     }
 
-    pub(crate) fn observe_stamp(&self, stamp: Stamp) {
-        self.observe(stamp.time);
+    pub(crate) fn observe_newest(&self, stamps: impl Iterator<Item = Stamp>) {
+        if let Some(newest) = stamps.max() {
+            self.observe(newest.time);
+        }
     }
 
     /// Has the cluster asked soon who is in it.

@@ -64,21 +64,18 @@ struct Options {
 macro_rules! shared_options {
     () => {
         /// How many home replicas must answer; the keyspace's own level unless it is told.
-        #[must_use]
         pub fn level(mut self, level: Level) -> Self {
             self.options.level = Some(level);
             self
         }
 
         /// How long to wait, all attempts together; for pages, for each. The client's `request_timeout` unless it is told.
-        #[must_use]
         pub fn timeout(mut self, timeout: Duration) -> Self {
             self.options.timeout = Some(timeout);
             self
         }
 
         /// Sends to this node and no other, whoever the key's home replicas are. For tests and tools.
-        #[must_use]
         pub fn coordinator(mut self, node: NodeId) -> Self {
             self.options.coordinator = Some(node);
             self

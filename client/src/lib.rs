@@ -27,6 +27,7 @@ pub use config::ClientConfig;
 pub use error::ClientError;
 pub use event::{Change, ChangesEvent, Row, Version, Written};
 pub use keyspace::{Get, History, HistoryPages, Keyspace, Scan, ScanPages, Write};
+pub use routing::epoch_of;
 pub use starling_clock::{HybridTime, NodeId, Stamp};
 pub use transport::{Credentials, TlsError, TlsFiles, TransportOptions};
 pub use wire::{

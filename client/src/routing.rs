@@ -131,7 +131,7 @@ fn in_turn(count: usize, turn: usize) -> impl Iterator<Item = usize> {
 }
 
 /// The ring, if what was told makes one and it is the nodes' own.
-fn epoch_of(topology: &Topology) -> Option<Epoch> {
+pub fn epoch_of(topology: &Topology) -> Option<Epoch> {
     let members = topology.members.iter().map(|member| Member {
         node: member.node.0,
         zone: member.zone.0.clone(),

@@ -21,7 +21,7 @@ pub(crate) struct Deadline(Instant);
 impl Deadline {
     /// `timeout` from now; a timeout beyond the end of time is a year.
     pub(crate) fn after(timeout: Duration) -> Self {
-        const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+        const YEAR: Duration = Duration::from_hours(365 * 24);
         Self(now() + timeout.min(YEAR))
     }
 
