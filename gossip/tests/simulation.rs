@@ -137,12 +137,13 @@ fn concurrent_registers_end_the_same_everywhere() {
     let mut world = settled(10, LOSSY, 9);
     for id in 1..=10 {
         let stamp = Stamp::new(HybridTime::new(5, 0), NodeId(id));
-        let register = Register { name: "settings".into(), stamp, value: vec![id as u8] };
+        let register =
+            Register { name: "settings".into(), stamp, value: id.to_le_bytes().to_vec() };
         world.act(NodeId(id), |gossip, now| gossip.set_register(now, &register).unwrap());
     }
     world.run_ms(10_000);
     for gossip in world.nodes.values() {
-        assert_eq!(gossip.register("settings").unwrap().value, [10]);
+        assert_eq!(gossip.register("settings").unwrap().value, 10_u64.to_le_bytes());
     }
 }
 
@@ -176,7 +177,7 @@ fn a_storm_of_rumours_fills_datagrams_to_the_bound_and_not_over_it() {
     let mut world = settled(50, LOSSLESS, 11);
     for id in 1..=50 {
         let state = NodeState {
-            extra: vec![id as u8; 256],
+            extra: vec![7; 256],
             zone: "z".repeat(64),
             software: "s".repeat(32),
             ..NodeState::at(address(NodeId(id)))

@@ -3,8 +3,11 @@
 //! `UPDATE=1 cargo test -p starling-gossip --test transcripts` writes what follows now; read the difference before
 //! it is committed.
 
+#![expect(clippy::unwrap_used, reason = "a test: what fails, fails it")]
+
 mod support;
 
+use std::fmt::Write;
 use std::path::Path;
 
 use starling_clock::NodeId;
@@ -58,12 +61,12 @@ fn show(world: &mut World, node: NodeId) {
     let mut words = format!("{node} knows:");
     for member in gossip.members() {
         let (load, status) = (member.state.load, member.status);
-        words += &format!(" [{} {status} {} load {load}]", member.node, member.incarnation);
+        write!(words, " [{} {status} {} load {load}]", member.node, member.incarnation).unwrap();
     }
     for register in gossip.registers() {
-        words += &format!(" [{} at {}]", register.name, register.stamp);
+        write!(words, " [{} at {}]", register.name, register.stamp).unwrap();
     }
-    words += &format!(" health {} left {}", gossip.local_health(), gossip.is_leave_told());
+    write!(words, " health {} left {}", gossip.local_health(), gossip.is_leave_told()).unwrap();
     world.tell(&words);
 }
 
@@ -73,11 +76,11 @@ fn replay(transcript: &str) -> String {
     let mut text = String::new();
     for line in transcript.lines() {
         if line.starts_with('#') || line.is_empty() {
-            text += &format!("{line}\n");
+            writeln!(text, "{line}").unwrap();
         } else if let Some(command) = line.strip_prefix("> ") {
             world.log = Some(String::new());
             obey(&mut world, command);
-            text += &format!("{line}\n{}", world.log.take().unwrap());
+            write!(text, "{line}\n{}", world.log.take().unwrap()).unwrap();
         }
     }
     text

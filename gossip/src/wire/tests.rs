@@ -222,8 +222,9 @@ fn bounds_are_refused_by_name() {
     // A count of 2^32 - 1, one over the bound, and one within it that the bytes cannot hold.
     assert_eq!(answer(18, &[0xff; 4]), DecodeError::Malformed("count"));
     let over = u32::try_from(MEMBERS_MAX + 1).unwrap().to_le_bytes();
+    let within = u32::try_from(MEMBERS_MAX).unwrap().to_le_bytes();
     assert_eq!(answer(18, &over), DecodeError::Malformed("count"));
-    assert_eq!(answer(18, &(MEMBERS_MAX as u32).to_le_bytes()), DecodeError::Short);
+    assert_eq!(answer(18, &within), DecodeError::Short);
     assert_eq!(answer(30, &[0]), DecodeError::Malformed("status"));
     assert_eq!(answer(30, &[1]), DecodeError::Malformed("state incarnation"));
     assert_eq!(answer(39, &[10]), DecodeError::Malformed("state incarnation"));

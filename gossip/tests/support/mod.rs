@@ -7,13 +7,19 @@
 //!
 //! It judges nothing: tests do.
 
-// Each test file and the example use a part of it.
-#![allow(dead_code, unreachable_pub, reason = "shared by several test binaries")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "shared by several tests and the example, and what fails fails them"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use starling_clock::NodeId;
@@ -60,7 +66,8 @@ pub struct World {
 }
 
 pub fn address(node: NodeId) -> SocketAddr {
-    SocketAddr::from(([10, 0, (node.0 >> 8) as u8, node.0 as u8], 7_000))
+    let [low, high, ..] = node.0.to_le_bytes();
+    SocketAddr::from(([10, 0, high, low], 7_000))
 }
 
 impl World {
@@ -100,7 +107,7 @@ impl World {
 
     /// Starts `count` nodes that know one another already.
     pub fn start_acquainted(&mut self, count: u64) {
-        let members: Vec<Member> = (1..=count)
+        let mut members: Vec<Member> = (1..=count)
             .map(|id| Member {
                 node: NodeId(id),
                 status: Status::Alive,
@@ -109,6 +116,8 @@ impl World {
                 state: Arc::new(NodeState::at(address(NodeId(id)))),
             })
             .collect();
+        // Learned in no order, as in life; in order, the maps would be half empty, and memory is the limit here.
+        members.shuffle(&mut self.rng);
         for id in 1..=count {
             let state = NodeState::at(address(NodeId(id)));
             let seed = self.rng.random();
@@ -305,7 +314,7 @@ impl World {
     pub fn tell(&mut self, words: &str) {
         let ms = self.now.0 / 1_000;
         if let Some(log) = &mut self.log {
-            log.push_str(&format!("{:>3}.{:03} {words}\n", ms / 1_000, ms % 1_000));
+            writeln!(log, "{:>3}.{:03} {words}", ms / 1_000, ms % 1_000).unwrap();
         }
     }
 
