@@ -643,3 +643,6 @@ impl Walk {
         self.key = Some((place.0, place.1, rank + 1, place.2));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -309,3 +309,6 @@ fn provenance_to_wire(provenance: Provenance) -> wire::Provenance {
         Provenance::Expiry => wire::Provenance::Expiry,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -666,3 +666,6 @@ fn collapse(events: Vec<Event>) -> Vec<Event> {
     }
     events.into_iter().filter(|event| greatest[&event.request] == event.stamp).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -244,3 +244,8 @@ pub fn is_retained(
     let in_time = retention.age_ms_max.is_none_or(|age_ms| replaced_ms <= age_ms);
     in_number && in_time
 }
+
+#[cfg(test)]
+pub(super) mod testing;
+#[cfg(test)]
+mod tests;

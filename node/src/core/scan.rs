@@ -456,3 +456,6 @@ impl Scan {
         assert!(self.answered || !self.asks.is_empty(), "somebody is being waited for");
     }
 }
+
+#[cfg(test)]
+mod tests;
