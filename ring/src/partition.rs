@@ -34,7 +34,8 @@ pub struct PartitionsError(pub u32);
 pub struct Partitions(u32);
 
 impl Default for Partitions {
-    /// 1024: about a hundred nodes before the load cap becomes coarse.
+    /// 1024: good for some fifty nodes. Beyond, a node holds so few that a cap is a few replicas more or less, and a
+    /// join moves twice or three times what it has to (measured at 100 nodes, N = 3; 16,384 partitions: 1.14 times).
     fn default() -> Self {
         Self(1024)
     }

@@ -98,7 +98,7 @@ fn check(partitions: u32, replication: u8, members: &[Member]) -> RoutingTable {
 
 /// Mostly small: every unit is 256 virtual nodes to sort.
 fn weight() -> impl Strategy<Value = u32> {
-    prop_oneof![24 => Just(1_u32), 16 => 1..10_u32, 1 => 1..=1000_u32]
+    prop_oneof![60 => Just(1_u32), 40 => 1..10_u32, 1 => 1..=1000_u32]
 }
 
 fn members(count: impl Into<prop::collection::SizeRange>) -> impl Strategy<Value = Vec<Member>> {
