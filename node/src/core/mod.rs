@@ -17,6 +17,7 @@ pub mod changes;
 pub mod cluster;
 mod driver;
 pub mod error;
+mod executor;
 mod flights;
 pub mod hints;
 pub mod keyspaces;

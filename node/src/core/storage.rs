@@ -1,15 +1,16 @@
-//! What the core asks of storage, as data, and the [`Executor`] that carries it out on the real engine.
+//! What the core asks of storage, as data. [`Writer`] and [`Reader`] carry it out on the real engine.
 //!
 //! Invariants:
 //!
 //! - Writes and reads are two lanes: writes are committed in order, as many as there are in one group commit; a read sees all
 //!   writes that were answered before it was asked.
-//! - The executor decides nothing: it maps a request to calls of `starling-storage` and the outcome to an answer. `io` runs it on
-//!   a thread, the simulator inline.
+//! - Which lane a request takes is [`StorageRequest::is_write_lane`]. `io` runs each lane on a thread, the simulator both inline.
 
 use bytes::Bytes;
 use starling_clock::{NodeId, Stamp};
 use starling_storage::{Change, Event, HistoryRetention, KeyspaceId, Mode, Outcome, Provenance};
+
+pub use super::executor::{Reader, Writer};
 
 /// One request to storage.
 #[derive(Clone, Debug)]
@@ -119,7 +120,7 @@ pub enum StorageRequest {
         /// The stamp.
         stamp: Stamp,
     },
-    /// Read lane: hints held for a peer. Answer: `Hints`.
+    /// Write lane, because hints are the writer's own: hints held for a peer. Answer: `Hints`.
     Hints {
         /// Whom for.
         target: NodeId,
@@ -148,8 +149,30 @@ pub enum StorageRequest {
         /// Without payloads, to compare.
         ids_only: bool,
     },
-    /// Read lane: counts and sizes. Answer: `Status`.
+    /// Write lane, for the same reason: counts and sizes. Answer: `Status`.
     Status,
+}
+
+impl StorageRequest {
+    /// Which lane: the [`Writer`]'s, in order with the writes, or the [`Reader`]'s. Hints and counts are the writer's own.
+    pub fn is_write_lane(&self) -> bool {
+        match self {
+            Self::Apply { .. }
+            | Self::Hint { .. }
+            | Self::HintsDelivered { .. }
+            | Self::Meta { .. }
+            | Self::Retention { .. }
+            | Self::Hints { .. }
+            | Self::Status => true,
+            Self::Get { .. }
+            | Self::Versions { .. }
+            | Self::Scan { .. }
+            | Self::Changes { .. }
+            | Self::ChangesAt { .. }
+            | Self::Digests { .. }
+            | Self::PartitionEvents { .. } => false,
+        }
+    }
 }
 
 /// What storage answers.

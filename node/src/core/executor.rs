@@ -1,0 +1,366 @@
+//! Carries storage requests out on the real engine: [`Writer`] in one group commit a batch, [`Reader`] from any thread.
+//!
+//! Invariants:
+//!
+//! - They decide nothing: a request becomes calls of `starling-storage`, their outcome an answer.
+//! - Every request of a batch gets one answer, in order. A request that the engine refuses does not fail the others.
+//! - A reader sees all events that were answered before it was asked.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use starling_client::wire::StorageStatus;
+use starling_clock::Stamp;
+use starling_storage::{Disk, Error, Order, Outcome, PartitionCursor, Storage, Sync, View, Write};
+
+use super::storage::{StorageAnswer, StorageFailure, StorageReport, StorageRequest};
+use super::types::Ticket;
+
+/// The engine, and the view that readers share.
+pub struct Writer<D: Disk> {
+    storage: Storage<D>,
+    view: Arc<Mutex<View<D>>>,
+}
+
+/// Reads what the [`Writer`] has answered.
+pub struct Reader<D: Disk> {
+    view: Arc<Mutex<View<D>>>,
+}
+
+impl<D: Disk> Clone for Reader<D> {
+    fn clone(&self) -> Self {
+        Self { view: self.view.clone() }
+    }
+}
+
+/// One request of a batch until it is answered.
+struct Pending {
+    ticket: Ticket,
+    request: StorageRequest,
+    /// What it writes; empty if it writes nothing.
+    writes: Vec<Write>,
+    answer: Option<StorageAnswer>,
+}
+
+impl<D: Disk> Writer<D> {
+    /// Takes over the engine.
+    pub fn new(storage: Storage<D>) -> Self {
+        let view = Arc::new(Mutex::new(storage.view()));
+        Self { storage, view }
+    }
+
+    /// A reader of what this writer has answered.
+    pub fn reader(&self) -> Reader<D> {
+        Reader { view: self.view.clone() }
+    }
+
+    /// The engine.
+    pub fn storage(&self) -> &Storage<D> {
+        &self.storage
+    }
+
+    /// The engine, for background work and syncs.
+    pub fn storage_mut(&mut self) -> &mut Storage<D> {
+        &mut self.storage
+    }
+
+    /// Carries out the requests as one group commit; see [`StorageRequest::is_write_lane`].
+    pub fn execute(
+        &mut self,
+        now_ms: u64,
+        batch: Vec<(Ticket, StorageRequest)>,
+    ) -> Vec<(Ticket, StorageAnswer)> {
+        let pending = |(ticket, request)| {
+            let writes = writes_of(&request);
+            Pending { ticket, request, writes, answer: None }
+        };
+        let mut batch: Vec<Pending> = batch.into_iter().map(pending).collect();
+        self.commit(now_ms, &mut batch);
+        *lock(&self.view) = self.storage.view();
+        let answer = |pending: Pending| {
+            let Pending { ticket, request, answer, .. } = pending;
+            (ticket, answer.unwrap_or_else(|| self.read(request)))
+        };
+        batch.into_iter().map(answer).collect()
+    }
+
+    /// Commits all writes of the batch together. What stands in the way of that is taken out and answered.
+    fn commit(&mut self, now_ms: u64, batch: &mut [Pending]) {
+        loop {
+            let open = || |pending: &&mut Pending| pending.is_open();
+            let together: Vec<&mut Pending> = batch.iter_mut().filter(open()).collect();
+            if together.is_empty() {
+                return;
+            }
+            match self.commit_together(now_ms, &together) {
+                Ok(outcomes) => {
+                    let mut outcomes = outcomes.into_iter();
+                    for pending in together {
+                        let count = pending.writes.len();
+                        pending.settle(outcomes.by_ref().take(count).collect());
+                    }
+                    return;
+                }
+                // A full queue stays full for a while: the others must not pay for it with a sync each.
+                Err(Error::HintsFull { target, .. }) => {
+                    let is_for = |write: &Write| match write {
+                        Write::Hint { target: hinted, .. } => *hinted == target,
+                        Write::Apply { .. } | Write::HintsDone { .. } | Write::Meta { .. } => false,
+                    };
+                    let mut refused = 0;
+                    for pending in together {
+                        if pending.writes.iter().any(is_for) {
+                            pending.answer = Some(StorageAnswer::Failed(StorageFailure::Full));
+                            refused += 1;
+                        }
+                    }
+                    assert!(0 < refused, "hints are full for one that is hinted");
+                }
+                Err(error) if is_for_all(&error) => {
+                    let failure = failure(&error);
+                    for pending in together {
+                        pending.answer = Some(StorageAnswer::Failed(failure));
+                    }
+                    return;
+                }
+                Err(_) => {
+                    for pending in together {
+                        match self.commit_together(now_ms, &[&mut *pending]) {
+                            Ok(outcomes) => pending.settle(outcomes),
+                            Err(error) => {
+                                pending.answer = Some(StorageAnswer::Failed(failure(&error)));
+                            }
+                        }
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn commit_together(
+        &mut self,
+        now_ms: u64,
+        together: &[&mut Pending],
+    ) -> Result<Vec<Outcome>, Error> {
+        let sync = |pending: &&mut Pending| match &pending.request {
+            StorageRequest::Apply { sync, .. } | StorageRequest::Hint { sync, .. } => *sync,
+            _ => false,
+        };
+        let sync = if together.iter().any(sync) { Sync::Now } else { Sync::Later };
+        let writes = together.iter().flat_map(|pending| pending.writes.iter().cloned()).collect();
+        self.storage.commit(writes, sync, now_ms)
+    }
+
+    /// What writes nothing: settings, and reads of what is the writer's own.
+    fn read(&mut self, request: StorageRequest) -> StorageAnswer {
+        match request {
+            StorageRequest::Retention { keyspace, retention } => {
+                self.storage.set_retention(keyspace, retention);
+                StorageAnswer::Done
+            }
+            StorageRequest::Hints { target, after, bytes_max } => {
+                match self.storage.hints(target, after, bytes_max) {
+                    Ok(hints) => StorageAnswer::Hints(hints),
+                    Err(error) => StorageAnswer::Failed(failure(&error)),
+                }
+            }
+            StorageRequest::Status => StorageAnswer::Status(Box::new(self.report())),
+            StorageRequest::Apply { .. } => StorageAnswer::Applied(Vec::new()),
+            StorageRequest::Hint { .. }
+            | StorageRequest::HintsDelivered { .. }
+            | StorageRequest::Meta { .. } => StorageAnswer::Done,
+            StorageRequest::Get { .. }
+            | StorageRequest::Versions { .. }
+            | StorageRequest::Scan { .. }
+            | StorageRequest::Changes { .. }
+            | StorageRequest::ChangesAt { .. }
+            | StorageRequest::Digests { .. }
+            | StorageRequest::PartitionEvents { .. } => self.reader().execute(request),
+        }
+    }
+
+    fn report(&self) -> StorageReport {
+        let status = self.storage.status();
+        let storage = StorageStatus {
+            memtable_bytes: status.memtable_bytes,
+            tables: status.tables,
+            table_bytes: status.table_bytes,
+            wal_bytes: status.wal_bytes,
+            changes_first: status.changes_first,
+            changes_end: status.changes_end,
+            change_bytes: status.change_bytes,
+            poisoned: status.poisoned,
+        };
+        StorageReport { storage, hints: self.storage.hint_targets() }
+    }
+}
+
+impl Pending {
+    fn is_open(&self) -> bool {
+        self.answer.is_none() && !self.writes.is_empty()
+    }
+
+    fn settle(&mut self, outcomes: Vec<Outcome>) {
+        assert_eq!(outcomes.len(), self.writes.len());
+        self.answer = Some(match self.request {
+            StorageRequest::Apply { .. } => StorageAnswer::Applied(outcomes),
+            _ => StorageAnswer::Done,
+        });
+    }
+}
+
+impl<D: Disk> Reader<D> {
+    /// Carries out one request of the read lane.
+    pub fn execute(&self, request: StorageRequest) -> StorageAnswer {
+        let view = lock(&self.view).clone();
+        match read(&view, request) {
+            Ok(answer) => answer,
+            Err(error) => StorageAnswer::Failed(failure(&error)),
+        }
+    }
+}
+
+/// A thread that panicked leaves the view as it was.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn writes_of(request: &StorageRequest) -> Vec<Write> {
+    match request {
+        StorageRequest::Apply { events, provenance, mode, .. } => {
+            let (provenance, mode) = (*provenance, *mode);
+            let apply = |event: &starling_storage::Event| Write::Apply {
+                event: event.clone(),
+                provenance,
+                mode,
+            };
+            events.iter().map(apply).collect()
+        }
+        StorageRequest::Hint { targets, event, .. } => {
+            let hint = |&target| Write::Hint { target, event: event.clone() };
+            targets.iter().map(hint).collect()
+        }
+        StorageRequest::HintsDelivered { target, up_to } => {
+            vec![Write::HintsDone { target: *target, up_to: *up_to }]
+        }
+        StorageRequest::Meta { name, value } => {
+            vec![Write::Meta { name: name.clone(), value: value.clone() }]
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The error is not about one write of the commit.
+fn is_for_all(error: &Error) -> bool {
+    matches!(error, Error::WriteFailed { .. } | Error::Poisoned | Error::Full { .. })
+}
+
+fn failure(error: &Error) -> StorageFailure {
+    match error {
+        Error::Full { .. } | Error::HintsFull { .. } => StorageFailure::Full,
+        Error::WriteFailed { .. } | Error::Poisoned => StorageFailure::Poisoned,
+        Error::TooLarge { .. } | Error::KeyEmpty | Error::Gap { .. } => StorageFailure::Invalid,
+        _ => StorageFailure::Damaged,
+    }
+}
+
+fn read<D: Disk>(view: &View<D>, request: StorageRequest) -> Result<StorageAnswer, Error> {
+    match request {
+        StorageRequest::Get { partition, keyspace, key, at, payload_size_max } => {
+            let mut event = view.get(partition, keyspace, &key, at)?;
+            let cut = event.as_ref().is_some_and(|it| it.payload.len() > payload_size_max);
+            if let Some(event) = event.as_mut().filter(|_| cut) {
+                event.payload = Bytes::new();
+            }
+            Ok(StorageAnswer::Event { event, cut })
+        }
+        StorageRequest::Versions {
+            partition,
+            keyspace,
+            key,
+            from,
+            to,
+            descending,
+            limit,
+            bytes_max,
+        } => {
+            let order = if descending { Order::Descending } else { Order::Ascending };
+            let page =
+                view.versions(partition, keyspace, &key, from, to, order, limit, bytes_max)?;
+            Ok(StorageAnswer::Events { events: page.events, more: page.more })
+        }
+        StorageRequest::Scan { .. } => scan(view, request),
+        StorageRequest::Changes { from, limit, bytes_max } => {
+            let changes = view.changes(from, limit, bytes_max);
+            let (_, end) = view.change_range();
+            match changes {
+                Ok(changes) => Ok(StorageAnswer::Changes { changes, end }),
+                Err(Error::Gap { first, .. }) => Ok(StorageAnswer::ChangesGap { first, end }),
+                Err(error) => Err(error),
+            }
+        }
+        StorageRequest::ChangesAt { stamp } => Ok(StorageAnswer::Sequence(view.changes_at(stamp)?)),
+        StorageRequest::Digests { first, last } => {
+            let mut digests = Vec::new();
+            for partition in first..=last {
+                let digest = view.digest(partition)?;
+                if digest.events > 0 {
+                    digests.push((partition, digest.events, digest.hash));
+                }
+            }
+            Ok(StorageAnswer::Digests(digests))
+        }
+        StorageRequest::PartitionEvents { partition, after, limit, bytes_max, ids_only } => {
+            let cursor =
+                after.map(|(keyspace, key, stamp)| PartitionCursor { keyspace, key, stamp });
+            let page = view.partition_events(partition, cursor.as_ref(), limit, bytes_max)?;
+            let (mut events, more) = (page.events, page.more);
+            if ids_only {
+                for event in &mut events {
+                    event.payload = Bytes::new();
+                }
+            }
+            Ok(StorageAnswer::PartitionEvents { events, more })
+        }
+        StorageRequest::Apply { .. }
+        | StorageRequest::Hint { .. }
+        | StorageRequest::HintsDelivered { .. }
+        | StorageRequest::Meta { .. }
+        | StorageRequest::Retention { .. }
+        | StorageRequest::Hints { .. }
+        | StorageRequest::Status => panic!("the writer's lane"),
+    }
+}
+
+/// The partitions one after the other, until a limit is reached.
+fn scan<D: Disk>(view: &View<D>, request: StorageRequest) -> Result<StorageAnswer, Error> {
+    let StorageRequest::Scan { first, last, keyspace, prefix, mut after, limit, bytes_max } =
+        request
+    else {
+        panic!("a scan is asked for");
+    };
+    let mut events = Vec::new();
+    let mut bytes = 0;
+    for partition in first..=last {
+        let from = after.take();
+        let (events_left, bytes_left) = (limit - events.len(), bytes_max - bytes);
+        let page = view.scan(
+            partition,
+            keyspace,
+            &prefix,
+            from.as_deref(),
+            Stamp::MAX,
+            events_left,
+            bytes_left,
+        )?;
+        bytes += page.events.iter().map(|it| it.key.len() + it.payload.len()).sum::<usize>();
+        events.extend(page.events);
+        let full = limit <= events.len() || bytes_max <= bytes;
+        if page.more || (full && partition < last) {
+            let covered = events.last().map(|it| (it.partition, it.key.clone()));
+            return Ok(StorageAnswer::Scanned { events, covered });
+        }
+    }
+    Ok(StorageAnswer::Scanned { events, covered: None })
+}
