@@ -52,11 +52,6 @@ impl Memtable {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Events held.
-    pub(crate) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
     /// Whether the event with this internal key is here.
     pub(crate) fn contains(&self, internal: &[u8]) -> bool {
         self.entries.contains_key(internal)

@@ -32,7 +32,7 @@ mod view;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use crate::disk::{Disk, DiskFile};
+use crate::disk::Disk;
 use crate::error::Error;
 use crate::event::Event;
 use crate::lsn::Lsn;

@@ -66,7 +66,7 @@ fn probes(hash: u64, count: u64) -> impl Iterator<Item = usize> {
     let delta = hash.rotate_left(32) | 1;
     (0..u64::from(PROBES)).map(move |probe| {
         let hash = hash.wrapping_add(delta.wrapping_mul(probe));
-        (u128::from(hash) * u128::from(count) >> 64) as usize
+        ((u128::from(hash) * u128::from(count)) >> 64) as usize
     })
 }
 

@@ -87,8 +87,8 @@ impl EntriesBuilder {
 #[derive(Clone, Debug)]
 pub(crate) struct Entries {
     bytes: Bytes,
-    /// Where the list of restart points begins: entries end here.
-    entries_end: usize,
+    /// Where the entries end and the list of restart points begins.
+    list_start: usize,
     restarts: usize,
 }
 
@@ -97,11 +97,11 @@ impl Entries {
         let (rest, count) = bytes.split_last_chunk::<4>().ok_or(Damaged)?;
         let restarts = u32::from_le_bytes(*count) as usize;
         let list = restarts.checked_mul(4).ok_or(Damaged)?;
-        let entries_end = rest.len().checked_sub(list).ok_or(Damaged)?;
-        if (restarts == 0) != (entries_end == 0) {
+        let list_start = rest.len().checked_sub(list).ok_or(Damaged)?;
+        if (restarts == 0) != (list_start == 0) {
             return Err(Damaged);
         }
-        Ok(Self { bytes, entries_end, restarts })
+        Ok(Self { bytes, list_start, restarts })
     }
 
     /// Memory held, in bytes.
@@ -111,13 +111,13 @@ impl Entries {
 
     fn restart(&self, index: usize) -> Result<usize, Damaged> {
         assert!(index < self.restarts);
-        let list = &self.bytes[self.entries_end + 4 * index..];
+        let list = &self.bytes[self.list_start + 4 * index..];
         let offset = u32::from_le_bytes(*list.first_chunk().ok_or(Damaged)?) as usize;
-        if offset < self.entries_end { Ok(offset) } else { Err(Damaged) }
+        if offset < self.list_start { Ok(offset) } else { Err(Damaged) }
     }
 
     fn header(&self, offset: usize) -> Result<Header, Damaged> {
-        let mut rest = &self.bytes[offset..self.entries_end];
+        let mut rest = &self.bytes[offset..self.list_start];
         let before = rest.len();
         let shared = take_varint(&mut rest)?;
         let unshared = take_varint(&mut rest)?;
@@ -199,7 +199,7 @@ impl EntriesCursor {
 
     /// Moves to the next entry, or off the end.
     pub(crate) fn advance(&mut self) -> Result<(), Damaged> {
-        if self.next == self.entries.entries_end {
+        if self.next == self.entries.list_start {
             self.valid = false;
             return Ok(());
         }
@@ -283,7 +283,9 @@ mod tests {
         Entries::new(Bytes::copy_from_slice(builder.finish())).expect("just built")
     }
 
-    fn rest(cursor: &mut EntriesCursor) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Damaged> {
+    type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
+
+    fn rest(cursor: &mut EntriesCursor) -> Result<Pairs, Damaged> {
         let mut found = Vec::new();
         while cursor.valid() {
             found.push((cursor.key().to_vec(), cursor.value().to_vec()));

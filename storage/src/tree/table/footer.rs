@@ -17,7 +17,7 @@ pub(crate) const VERSION: u32 = 1;
 
 /// Field name, offset, size: the same table as `FORMAT.md`, for the test that compares them.
 #[cfg(test)]
-pub(crate) const LAYOUT: [(&str, usize, usize); 15] = [
+pub(crate) const LAYOUT: [(&str, usize, usize); 16] = [
     ("crc", 0, 4),
     ("version", 4, 4),
     ("table", 8, 8),
@@ -33,8 +33,8 @@ pub(crate) const LAYOUT: [(&str, usize, usize); 15] = [
     ("deletes", 88, 8),
     ("keys", 96, 8),
     ("zero", 104, 8),
+    ("magic", 112, 8),
 ];
-// The magic stands at 112.
 
 /// Where a block lies in its file, envelope included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

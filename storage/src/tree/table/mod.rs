@@ -12,13 +12,10 @@ mod cache;
 mod entries;
 mod footer;
 mod reader;
-#[cfg(test)]
-mod tests;
 
 pub(crate) use bloom::key_hash;
 pub(crate) use builder::TableBuilder;
 pub(crate) use cache::BlockCache;
-pub(crate) use footer::Bounds;
 pub(crate) use reader::{Table, TableCursor};
 
 /// The path of table `number` in `dir`.
@@ -33,3 +30,27 @@ pub(crate) fn number(name: &str) -> Option<u64> {
 }
 
 const SUFFIX: &str = ".table";
+
+/// What the test of `FORMAT.md` compares with it.
+#[cfg(test)]
+pub(crate) mod formats {
+    pub(crate) use super::block::LAYOUT as BLOCK_LAYOUT;
+    pub(crate) use super::footer::LAYOUT as FOOTER_LAYOUT;
+
+    pub(crate) fn example_entries() -> Vec<u8> {
+        let mut builder = super::entries::EntriesBuilder::default();
+        builder.add(b"apple", &[b"1"]);
+        builder.add(b"apply", &[b"22"]);
+        builder.finish().to_vec()
+    }
+
+    pub(crate) fn example_block(contents: &[u8]) -> Vec<u8> {
+        let mut block = Vec::new();
+        super::block::encode(super::block::Kind::Data, contents, false, &mut block);
+        block
+    }
+
+    pub(crate) fn example_footer() -> Vec<u8> {
+        super::footer::tests::example().encode().to_vec()
+    }
+}

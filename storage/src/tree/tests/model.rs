@@ -142,7 +142,9 @@ impl Pair {
         let wanted: Vec<&Event> =
             self.model.values().filter(|event| event.partition == partition).collect();
         let mut digest = Digest::default();
-        wanted.iter().for_each(|event| digest.add(event.id().hash()));
+        for event in &wanted {
+            digest.add(event.id().hash());
+        }
         assert_eq!(view.digest(partition).unwrap(), digest);
 
         let (mut found, mut after) = (Vec::new(), None);
@@ -197,7 +199,9 @@ proptest! {
         for (index, step) in steps.into_iter().enumerate() {
             pair.apply(step);
             if index == half {
-                probes.iter().for_each(|probe| pair.check_key(probe, ALL));
+                for probe in &probes {
+                    pair.check_key(probe, ALL);
+                }
             }
         }
         for probe in &probes {

@@ -169,11 +169,15 @@ proptest! {
     ) {
         let mut run = Run::new(retention);
         run.now_ms = 40;
-        before.iter().for_each(|step| run.apply(step));
+        for step in &before {
+            run.apply(step);
+        }
         // From here on nothing below the floor arrives, which is what the floor says.
         run.raise_floor(stamp(20));
         run.now_ms = 60;
-        after.iter().for_each(|step| run.apply(step));
+        for step in &after {
+            run.apply(step);
+        }
         run.check_exact();
         run.now_ms = 200;
         run.check_exact();
