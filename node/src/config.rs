@@ -73,6 +73,21 @@ pub enum ConfigError {
         "cluster.members is set but node.id is not: say which of the members this node is (--id)"
     )]
     IdMissing,
+    /// Listening everywhere says nothing about where others reach the node.
+    #[error(
+        "node.listen {0} is no address that others can reach: set node.advertise to one (--advertise)"
+    )]
+    AdvertiseMissing(SocketAddr),
+    /// Two settings say where others reach this node, and disagree.
+    #[error(
+        "node.advertise is {advertise}, cluster.members says {member} for this node: remove node.advertise, or correct one"
+    )]
+    AdvertiseDiffers {
+        /// `node.advertise`.
+        advertise: SocketAddr,
+        /// What the other members dial.
+        member: SocketAddr,
+    },
     /// This node is not a member.
     #[error("node.id {0} is not among cluster.members: add it, or correct the id")]
     NotMember(NodeId),
@@ -112,7 +127,7 @@ pub struct NodeConfig {
     pub data_dir: PathBuf,
     /// Where to listen (UDP), for clients and peers alike. Port 0 lets the system choose; the choice is written to `<data_dir>/address`.
     pub listen: SocketAddr,
-    /// Where others reach this node, if that is not where it listens (address translation, `0.0.0.0`).
+    /// Where others reach this node, if that is not where it listens (address translation, `0.0.0.0`). With members their list says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advertise: Option<SocketAddr>,
 }
@@ -344,7 +359,7 @@ impl Default for LimitsConfig {
 pub struct GossipConfig {
     /// One member is probed this often. Shorter finds failures sooner and costs datagrams.
     pub probe_interval_ms: u64,
-    /// How long a probe waits before others are asked to probe. Longer than a usual round trip, shorter than the interval.
+    /// How long a probe waits before others are asked to probe. Longer than a usual round trip, at most half the interval.
     pub probe_timeout_ms: u64,
     /// How long a suspect has to defend itself, in probe intervals, for small clusters.
     pub suspicion_multiplier: u32,
@@ -481,7 +496,7 @@ impl Config {
         self.validate_limits()?;
         let gossip = &self.gossip;
         range("gossip.probe_interval_ms", gossip.probe_interval_ms, 10, 60_000)?;
-        let timeout_ms_max = gossip.probe_interval_ms;
+        let timeout_ms_max = gossip.probe_interval_ms / 2;
         range("gossip.probe_timeout_ms", gossip.probe_timeout_ms, 5, timeout_ms_max)?;
         range("gossip.suspicion_multiplier", gossip.suspicion_multiplier.into(), 1, 100)?;
         range("gossip.push_pull_interval_ms", gossip.push_pull_interval_ms, 10, 3_600_000)?;
@@ -517,11 +532,19 @@ impl Config {
                 return Err(ConfigError::AddressTwice(member.address));
             }
         }
-        match self.node.id {
-            _ if members.is_empty() => Ok(()),
-            None => Err(ConfigError::IdMissing),
-            Some(id) if ids.contains(&id) => Ok(()),
-            Some(id) => Err(ConfigError::NotMember(NodeId(id))),
+        let NodeConfig { id, listen, advertise, .. } = self.node;
+        if members.is_empty() {
+            let unknown = listen.ip().is_unspecified() && advertise.is_none();
+            return if unknown { Err(ConfigError::AdvertiseMissing(listen)) } else { Ok(()) };
+        }
+        let id = id.ok_or(ConfigError::IdMissing)?;
+        let own = members.iter().find(|member| member.id == id);
+        let own = own.ok_or(ConfigError::NotMember(NodeId(id)))?;
+        match advertise {
+            Some(advertise) if advertise != own.address => {
+                Err(ConfigError::AdvertiseDiffers { advertise, member: own.address })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -655,15 +678,22 @@ mod tests {
             ("storage.memtable_bytes", "-1", "storage.memtable_bytes"),
             ("limits.payload_size_max", "99999999999", "from 1 to 67108864"),
             ("clock.bound_window_ms", "501", "from 1 to 500"),
-            ("gossip.probe_timeout_ms", "1001", "from 5 to 1000"),
+            ("gossip.probe_timeout_ms", "501", "from 5 to 500"),
             ("log.level", "loud=very", "log.level"),
             ("node.listen", "localhost", "node.listen"),
+            ("node.listen", "0.0.0.0:7400", "--advertise"),
         ] {
             let text = load("", &[], &[(setting, value)]).unwrap_err().to_string();
             assert!(text.contains(expected), "{setting} = {value}: {text}");
         }
         let flags = [("node.id", "3"), ("cluster.members", "1@127.0.0.1:7401")];
         assert!(matches!(load("", &[], &flags), Err(ConfigError::NotMember(NodeId(3)))));
+        let flags = [
+            ("node.id", "1"),
+            ("node.advertise", "127.0.0.1:7402"),
+            ("cluster.members", "1@127.0.0.1:7401"),
+        ];
+        assert!(matches!(load("", &[], &flags), Err(ConfigError::AdvertiseDiffers { .. })));
     }
 
     #[test]

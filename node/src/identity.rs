@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 
 use rand::TryRng;
 use rand::rngs::SysRng;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use starling_clock::NodeId;
 
 /// The newest layout of the directory that this release reads, and the one it writes.
@@ -121,7 +121,7 @@ pub enum DataDirError {
 #[serde(deny_unknown_fields)]
 pub struct Identity {
     /// Its id.
-    #[serde(with = "node_id")]
+    #[serde(serialize_with = "serialize_node", deserialize_with = "deserialize_node")]
     pub node: NodeId,
     /// Its cluster.
     pub cluster: String,
@@ -129,17 +129,13 @@ pub struct Identity {
     pub partitions: u32,
 }
 
-mod node_id {
-    use serde::{Deserialize, Deserializer, Serializer};
-    use starling_clock::NodeId;
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+fn serialize_node<S: Serializer>(node: &NodeId, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_u64(node.0)
+}
 
-    pub(super) fn serialize<S: Serializer>(node: &NodeId, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_u64(node.0)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<NodeId, D::Error> {
-        u64::deserialize(from).map(NodeId)
-    }
+fn deserialize_node<'de, D: Deserializer<'de>>(from: D) -> Result<NodeId, D::Error> {
+    u64::deserialize(from).map(NodeId)
 }
 
 #[derive(Serialize, Deserialize)]

@@ -1,0 +1,260 @@
+//! The two storage threads: one writes, one reads; both hand back whole batches.
+//!
+//! Invariants:
+//!
+//! - All writes that wait are one group commit; while one commit syncs, the next one gathers.
+//! - Answers of one lane come in the order of its requests; the news that the change log grew comes after the answers of the commit that grew it.
+//! - A write of durability `interval` is synced at most the interval after its commit.
+//! - Background work is done when nothing waits, and beside each commit in proportion to what it wrote, so that load cannot put it off for ever.
+//! - A thread that ends otherwise than by [`StorageThreads::stop`] is told as [`StorageEvent::ThreadLost`]: nobody waits for its answers.
+//!
+//! The threads decide nothing: what a request means is [`Writer`]'s and [`Reader`]'s business.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use starling_storage::{OsDisk, Progress};
+use tokio::sync::Notify;
+
+use super::lane::{Mailbox, Taken};
+use super::time::{Clock, wall_ms};
+use crate::core::storage::{Reader, StorageAnswer, StorageRequest, Writer};
+use crate::core::types::{Instant, Ticket};
+
+/// Without requests the writer looks for background work (retention by age) this often.
+const WORK_INTERVAL: Duration = Duration::from_millis(200);
+/// While there is background work, a commit of so many bytes is followed by one more step of it. A step handles about 1 MiB, and
+/// what is written is flushed once and merged a few times.
+const COMMIT_BYTES_PER_STEP: usize = 256 << 10;
+/// After background work failed it is not tried again for so long.
+const WORK_RETRY: Duration = Duration::from_secs(5);
+
+/// What the storage threads tell.
+#[derive(Debug)]
+pub(super) enum StorageEvent {
+    /// An answer.
+    Done(Ticket, StorageAnswer),
+    /// One past the newest change that may be read.
+    ChangesGrew(u64),
+    /// A thread panicked. The node cannot go on.
+    ThreadLost,
+}
+
+/// A request and its ticket.
+pub(super) type Ticketed = (Ticket, StorageRequest);
+
+/// The threads and the ways to them.
+#[derive(Debug)]
+pub(super) struct StorageThreads {
+    writes: Arc<Mailbox<Ticketed>>,
+    reads: Arc<Mailbox<Ticketed>>,
+    events: Arc<Events>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// The way back.
+#[derive(Debug)]
+pub(super) struct Events {
+    mailbox: Mailbox<StorageEvent>,
+    wake: Notify,
+}
+
+impl Events {
+    fn send(&self, events: &mut Vec<StorageEvent>) {
+        if !events.is_empty() {
+            self.mailbox.send(events);
+            self.wake.notify_one();
+        }
+    }
+
+    /// Waits until there is something, and moves all of it to `events`.
+    pub(super) async fn take(&self, events: &mut Vec<StorageEvent>) {
+        while self.mailbox.take(events, Some(Duration::ZERO)) != Taken::Items {
+            self.wake.notified().await;
+        }
+    }
+}
+
+impl StorageThreads {
+    /// Starts both threads.
+    ///
+    /// # Errors
+    /// What the system says if it has no threads left.
+    pub(super) fn start(
+        writer: Writer<OsDisk>,
+        reader: Reader<OsDisk>,
+        clock: Clock,
+        sync_interval: Duration,
+    ) -> std::io::Result<Self> {
+        let (writes, reads) = (Arc::new(Mailbox::new()), Arc::new(Mailbox::new()));
+        let events = Arc::new(Events { mailbox: Mailbox::new(), wake: Notify::new() });
+        let lane = WriteLane {
+            writer,
+            clock,
+            sync_interval,
+            sync_due: None,
+            work_due: clock.mono(),
+            changes_end: None,
+            events: events.clone(),
+        };
+        let (mailbox, guard) = (writes.clone(), LostGuard(events.clone()));
+        let write =
+            std::thread::Builder::new().name("storage-write".to_owned()).spawn(move || {
+                lane.run(&mailbox);
+                std::mem::forget(guard);
+            })?;
+        let (mailbox, guard) = (reads.clone(), LostGuard(events.clone()));
+        let back = events.clone();
+        let read =
+            std::thread::Builder::new().name("storage-read".to_owned()).spawn(move || {
+                read_lane(&reader, &mailbox, &back);
+                std::mem::forget(guard);
+            })?;
+        Ok(Self { writes, reads, events, threads: vec![write, read] })
+    }
+
+    /// Hands over writes, in order.
+    pub(super) fn write(&self, requests: &mut Vec<Ticketed>) {
+        self.writes.send(requests);
+    }
+
+    /// Hands over reads, in order.
+    pub(super) fn read(&self, requests: &mut Vec<Ticketed>) {
+        self.reads.send(requests);
+    }
+
+    /// The way back.
+    pub(super) fn events(&self) -> Arc<Events> {
+        self.events.clone()
+    }
+
+    /// Carries out what waits, syncs, and ends both threads. Blocks.
+    pub(super) fn stop(self) {
+        self.writes.close();
+        self.reads.close();
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a storage thread panicked");
+            }
+        }
+    }
+}
+
+/// Tells of the end of a thread, unless it is forgotten.
+struct LostGuard(Arc<Events>);
+
+impl Drop for LostGuard {
+    fn drop(&mut self) {
+        self.0.send(&mut vec![StorageEvent::ThreadLost]);
+    }
+}
+
+/// The writing thread.
+struct WriteLane {
+    writer: Writer<OsDisk>,
+    clock: Clock,
+    sync_interval: Duration,
+    /// When what was written without a sync must be on disk.
+    sync_due: Option<Instant>,
+    /// When background work is looked for.
+    work_due: Instant,
+    changes_end: Option<u64>,
+    events: Arc<Events>,
+}
+
+impl WriteLane {
+    fn run(mut self, mailbox: &Mailbox<Ticketed>) {
+        let mut requests = Vec::new();
+        let mut events = Vec::new();
+        loop {
+            let due = self.sync_due.map_or(self.work_due, |sync| sync.min(self.work_due));
+            let taken = mailbox.take(&mut requests, Some(self.clock.until(due)));
+            let mut steps = 1;
+            if taken == Taken::Items {
+                let batch = std::mem::take(&mut requests);
+                steps +=
+                    batch.iter().map(|(_, it)| weight(it)).sum::<usize>() / COMMIT_BYTES_PER_STEP;
+                let answers = self.writer.execute(wall_ms(), batch);
+                events.extend(answers.into_iter().map(|(t, answer)| StorageEvent::Done(t, answer)));
+                self.tell_changes(&mut events);
+                self.events.send(&mut events);
+            }
+            self.sync_if_due(taken == Taken::Closed);
+            self.tell_changes(&mut events);
+            self.events.send(&mut events);
+            if taken == Taken::Closed {
+                return;
+            }
+            while 0 < steps && self.work_due <= self.clock.mono() {
+                self.work();
+                steps -= 1;
+            }
+        }
+    }
+
+    fn sync_if_due(&mut self, at_once: bool) {
+        if !self.writer.storage().unsynced() {
+            self.sync_due = None;
+            return;
+        }
+        let now = self.clock.mono();
+        let interval_us = u64::try_from(self.sync_interval.as_micros()).unwrap_or(u64::MAX);
+        let due = *self.sync_due.get_or_insert(Instant(now.0.saturating_add(interval_us)));
+        if at_once || due <= now {
+            self.sync_due = None;
+            if let Err(error) = self.writer.storage_mut().sync() {
+                tracing::error!(%error, "storage could not sync: no write is taken until the node is restarted");
+            }
+        }
+    }
+
+    fn work(&mut self) {
+        let now = self.clock.mono();
+        let pause = match self.writer.storage_mut().work(wall_ms()) {
+            Ok(Progress::Did) => {
+                // A commit of nothing takes the view anew: the old one keeps what the work has replaced.
+                self.writer.execute(wall_ms(), Vec::new());
+                Duration::ZERO
+            }
+            Ok(Progress::Idle) => WORK_INTERVAL,
+            Err(error) => {
+                tracing::error!(%error, "background work of storage failed");
+                WORK_RETRY
+            }
+        };
+        self.work_due = now.plus_ms(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
+    }
+
+    fn tell_changes(&mut self, events: &mut Vec<StorageEvent>) {
+        let (_, end) = self.writer.storage().change_range();
+        if self.changes_end != Some(end) {
+            self.changes_end = Some(end);
+            events.push(StorageEvent::ChangesGrew(end));
+        }
+    }
+}
+
+fn read_lane(reader: &Reader<OsDisk>, mailbox: &Mailbox<Ticketed>, back: &Events) {
+    let mut requests = Vec::new();
+    let mut events = Vec::new();
+    while mailbox.take(&mut requests, None) == Taken::Items {
+        for (ticket, request) in requests.drain(..) {
+            events.push(StorageEvent::Done(ticket, reader.execute(request)));
+        }
+        back.send(&mut events);
+    }
+}
+
+/// About how many bytes a request keeps in memory until it is answered.
+pub(super) fn weight(request: &StorageRequest) -> usize {
+    const BASE: usize = 256;
+    match request {
+        StorageRequest::Apply { events, .. } => {
+            events.iter().map(|event| BASE + event.encoded_len()).sum()
+        }
+        StorageRequest::Hint { event, .. } => BASE + event.encoded_len(),
+        StorageRequest::Meta { value, .. } => BASE + value.len(),
+        _ => BASE,
+    }
+}
