@@ -75,6 +75,12 @@ pub struct Limits {
     pub anti_entropy_interval_ms: u64,
     /// One question of anti-entropy is given up after this long, in milliseconds.
     pub anti_entropy_timeout_ms: u64,
+    /// The first comparisons begin this long after the start or a peer's return, in milliseconds: hints go first.
+    pub anti_entropy_first_ms: u64,
+    /// Wait after each batch of anti-entropy, in milliseconds. Longer leaves more to clients, and heals later.
+    pub anti_entropy_pause_ms: u64,
+    /// Events younger than this are left to the write that brings them, in milliseconds.
+    pub anti_entropy_settle_ms: u64,
     /// A graceful stop waits no longer than this for what is in flight, in milliseconds.
     pub stop_timeout_ms: u64,
 }
@@ -94,6 +100,9 @@ impl Default for Limits {
             hedge_after_ms: 20,
             anti_entropy_interval_ms: 60_000,
             anti_entropy_timeout_ms: 10_000,
+            anti_entropy_first_ms: 3000,
+            anti_entropy_pause_ms: 5,
+            anti_entropy_settle_ms: 2000,
             stop_timeout_ms: 5000,
         }
     }
@@ -111,5 +120,6 @@ impl Limits {
         assert!(0 < self.retry_ms.0);
         assert!(self.retry_ms.0 <= self.retry_ms.1);
         assert!(0 < self.anti_entropy_interval_ms);
+        assert!(0 < self.anti_entropy_timeout_ms);
     }
 }

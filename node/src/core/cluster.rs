@@ -102,6 +102,11 @@ impl Cluster {
         })
     }
 
+    /// The tables of all replication factors that are in use.
+    pub fn tables(&self) -> impl Iterator<Item = &RoutingTable> {
+        self.tables.values()
+    }
+
     /// The home replicas of a partition.
     ///
     /// # Panics

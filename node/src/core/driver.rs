@@ -11,6 +11,7 @@ use starling_client::codec::{Blob, List};
 use starling_clock::{HybridTime, NodeId};
 use starling_storage::{Event, Mode, Outcome, Provenance};
 
+use super::anti_entropy::AntiEntropy;
 use super::flights::{About, Flight, Flights, Questions};
 use super::hints::{Replay, ReplayOutput};
 use super::membership;
@@ -21,6 +22,7 @@ use super::registers::{Adopt, CreateWork};
 use super::replica::{self, Declined, ReplicaAnswer};
 use super::requests::Client;
 use super::storage::{StorageAnswer, StorageFailure, StorageRequest};
+use super::subscriptions::SubscriptionWork;
 use super::writes::PutWork;
 use super::{Core, Output, Phase, Ticket};
 
@@ -39,6 +41,8 @@ pub(super) enum Work {
     Adopt(Adopt),
     Bound(HybridTime),
     Status(Client),
+    Subscription(SubscriptionWork),
+    AntiEntropy(AntiEntropy),
 }
 
 /// What came back to a question.
@@ -144,6 +148,12 @@ impl Core {
                 self.handle_bound(bound, &answer);
                 return;
             }
+            (Work::Subscription(work), About::Local, Reply::Storage(answer)) => {
+                self.read_changes(&mut work.machine, answer);
+            }
+            (Work::AntiEntropy(machine), about, reply) => {
+                self.compare(machine, Some((about, reply)));
+            }
             (Work::Status(client), About::Local, Reply::Storage(answer)) => {
                 let client = *client;
                 self.flights.end(id, &flight);
@@ -165,10 +175,12 @@ impl Core {
             Work::Read(work) => work.reader.handle_timeout(now),
             Work::Create(work) => work.create.handle_timeout(now),
             Work::Replay(replay) => replay.handle_timeout(now),
+            Work::AntiEntropy(machine) => self.compare(machine, None),
             Work::ServedWrite(_)
             | Work::ServedRead(_)
             | Work::Adopt(_)
             | Work::Bound(_)
+            | Work::Subscription(_)
             | Work::Status(_) => unreachable!("they wait for storage alone, which always answers"),
         }
         self.drive(id, flight);
@@ -194,6 +206,8 @@ impl Core {
                 | Work::ServedRead(_)
                 | Work::Adopt(_)
                 | Work::Bound(_)
+                | Work::Subscription(_)
+                | Work::AntiEntropy(_)
                 | Work::Status(_) => {}
             }
             self.drive(id, flight);
@@ -212,6 +226,8 @@ impl Core {
             Work::ServedRead(served) => self.drive_served_read(id, served, questions),
             Work::Adopt(adopt) => self.drive_adopt(id, adopt, questions),
             Work::Bound(bound) => self.drive_bound(id, *bound, questions),
+            Work::Subscription(work) => self.drive_subscription(id, work, questions),
+            Work::AntiEntropy(machine) => self.drive_anti_entropy(id, machine, questions),
             Work::Status(_) => {
                 self.ask_storage(id, questions, About::Local, StorageRequest::Status);
                 (false, None)
@@ -338,12 +354,14 @@ impl Core {
         if self.cluster.is_member(peer) {
             // Hints may have come while the last delivery was on its way.
             self.hinted.insert(peer);
+            self.tell_comparing(peer);
         }
     }
 
     pub(super) fn handle_peer_disconnected(&mut self, peer: NodeId) {
         self.membership.handle_disconnected(self.now.mono, peer);
         self.lose(peer);
+        self.tell_comparing(peer);
     }
 
     pub(super) fn handle_gossip(&mut self, from: NodeId, bytes: &[u8]) {
@@ -389,6 +407,7 @@ impl Core {
                     } else {
                         self.lose(node);
                     }
+                    self.tell_comparing(node);
                 }
                 starling_gossip::Output::StateChanged { .. } => {}
                 starling_gossip::Output::RegisterChanged { name } => self.adopt_register(&name),
@@ -398,7 +417,7 @@ impl Core {
 }
 
 /// All events of a message were taken.
-fn is_taken(outcomes: &[WriteOutcome]) -> bool {
+pub(super) fn is_taken(outcomes: &[WriteOutcome]) -> bool {
     let taken =
         |outcome: &WriteOutcome| matches!(outcome, WriteOutcome::Applied | WriteOutcome::Duplicate);
     !outcomes.is_empty() && outcomes.iter().all(taken)

@@ -62,6 +62,11 @@ impl Questions {
         self.open.retain(|question| !matches!(question.about, About::Write(_)));
     }
 
+    /// Nothing that was asked for matters any more.
+    pub(super) fn forget_all(&mut self) {
+        self.open.clear();
+    }
+
     /// The question with this number is answered by `from`.
     fn close(&mut self, op: u64, from: NodeId) -> Option<About> {
         let number = (op & ((1 << QUESTION_BITS) - 1)) as u16;

@@ -15,6 +15,7 @@
 pub mod anti_entropy;
 pub mod changes;
 pub mod cluster;
+mod comparing;
 mod driver;
 pub mod error;
 mod executor;
@@ -35,6 +36,7 @@ pub mod scan;
 pub mod settings;
 mod status;
 pub mod storage;
+mod subscriptions;
 pub mod types;
 mod writes;
 
@@ -47,6 +49,7 @@ use starling_clock::{Clock, ClockConfig, HybridTime, NodeId};
 use starling_gossip::GossipConfig;
 use starling_ring::Epoch;
 
+use anti_entropy::{AntiEntropy, AntiEntropyConfig};
 pub use cluster::Cluster;
 pub use error::{Refusal, StartError};
 pub use keyspaces::{DEFAULT_KEYSPACE, Keyspace, Keyspaces, REGISTER_PREFIX};
@@ -102,6 +105,8 @@ pub struct Counters {
     pub hints_delivered: u64,
     /// Events that anti-entropy brought to others.
     pub anti_entropy_events: u64,
+    /// Events that anti-entropy brought here from others.
+    pub anti_entropy_pulled: u64,
     /// Requests refused for overload.
     pub overloaded: u64,
     /// Messages of peers that do not follow the protocol.
@@ -150,6 +155,10 @@ pub struct Core {
     replays: BTreeMap<NodeId, u64>,
     /// For whom there may be hints.
     hinted: BTreeSet<NodeId>,
+    /// Open change subscriptions, and their flights.
+    subscriptions: BTreeMap<SubscriptionId, u64>,
+    /// The flight of anti-entropy.
+    comparing: Option<u64>,
     /// A sync of this node's storage failed.
     poisoned: bool,
     outputs: VecDeque<Output>,
@@ -199,10 +208,16 @@ impl Core {
             served: BTreeMap::new(),
             replays: BTreeMap::new(),
             hinted,
+            subscriptions: BTreeMap::new(),
+            comparing: None,
             poisoned: false,
             outputs: VecDeque::new(),
         };
+        for keyspace in core.keyspaces.iter() {
+            core.cluster.table(keyspace.settings.replication);
+        }
         core.restore_registers(metas)?;
+        core.start_comparing();
         core.renew_bound();
         core.settle();
         Ok(core)
@@ -224,15 +239,19 @@ impl Core {
                 self.membership.handle_dial_failed(self.now.mono, address);
             }
             Input::StorageDone { ticket, answer } => self.handle_storage(ticket, answer),
-            Input::ChangesGrew { .. } => {}
+            Input::ChangesGrew { end } => self.handle_changes_grew(end),
             Input::Gossip { from, bytes } => self.handle_gossip(from, &bytes),
             Input::PushPull { from, exchange, bytes } => {
                 self.handle_push_pull(from, exchange, &bytes);
             }
             Input::PushPullAnswer { from, bytes } => self.handle_push_pull_answer(from, &bytes),
-            Input::Subscribe { .. }
-            | Input::SubscriptionReady { .. }
-            | Input::Unsubscribe { .. } => {}
+            Input::Subscribe { subscription, request } => {
+                self.handle_subscribe(subscription, request);
+            }
+            Input::SubscriptionReady { subscription } => {
+                self.handle_subscription_ready(subscription);
+            }
+            Input::Unsubscribe { subscription } => self.handle_unsubscribe(subscription),
             Input::Timeout => self.handle_timeout(),
             Input::Stop => self.handle_stop(),
         }
@@ -306,6 +325,20 @@ impl Core {
     /// Everything in flight, the service of peers and repair included.
     pub fn flights(&self) -> usize {
         self.flights.len()
+    }
+
+    fn start_comparing(&mut self) {
+        let config = AntiEntropyConfig {
+            interval_ms: self.limits.anti_entropy_interval_ms,
+            first_ms: self.limits.anti_entropy_first_ms,
+            timeout_ms: self.limits.anti_entropy_timeout_ms,
+            pause_ms: self.limits.anti_entropy_pause_ms,
+            settle_ms: self.limits.anti_entropy_settle_ms,
+        };
+        let machine = AntiEntropy::new(self.now.mono, config, self.node());
+        let id = self.flights.next_id();
+        self.comparing = Some(id);
+        self.launch(id, driver::Work::AntiEntropy(machine));
     }
 
     fn handle_timeout(&mut self) {

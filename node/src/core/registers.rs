@@ -211,6 +211,7 @@ impl Core {
 
     fn install(&mut self, register: &Register) -> Option<()> {
         let keyspace = self.keyspaces.adopt(&register.name, register.stamp, &register.value)?;
+        self.cluster.table(keyspace.settings.replication);
         self.tell_retention(&keyspace);
         Some(())
     }

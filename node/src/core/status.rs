@@ -56,7 +56,7 @@ impl Core {
             anti_entropy_events: self.counters.anti_entropy_events,
             overloaded: self.counters.overloaded,
             in_flight: self.in_flight as u64,
-            subscriptions: 0,
+            subscriptions: self.subscriptions.len() as u64,
         };
         self.answer(client, Response::Status(status));
     }
