@@ -215,7 +215,7 @@ impl Roster {
         assert!(self.order.len() + self.dead.len() < self.members.len());
         assert!(self.next <= self.order.len());
         // Linear, so only where it is cheap enough to run after each change.
-        if cfg!(debug_assertions) && self.members.len() <= 128 {
+        if cfg!(debug_assertions) && self.members.len() <= 32 {
             let others = || self.members.values().filter(|member| member.node != self.own);
             for member in others() {
                 let count = |list: &[NodeId]| list.iter().filter(|&&n| n == member.node).count();

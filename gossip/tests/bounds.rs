@@ -229,6 +229,45 @@ fn nobody_can_push_a_node_to_the_last_incarnation() {
 }
 
 #[test]
+fn a_restart_goes_above_the_former_life_however_little_they_differ() {
+    let mut witness = acquainted(2, []);
+    push_pull(&mut gossip(1), &mut witness);
+    // The same incarnation with another state: the witness cannot tell which is newer, the node can.
+    let state = NodeState { load: 5, ..at(1) };
+    let mut again = Gossip::new(GossipConfig::default(), NodeId(1), state, 9, NOW).unwrap();
+    push_pull(&mut again, &mut witness);
+    assert_eq!(again.member(NodeId(1)).unwrap().incarnation, 2);
+    push_pull(&mut again, &mut witness);
+    assert_eq!(witness.member(NodeId(1)).unwrap().state.load, 5);
+    // One that kept its members is above its former life before it meets anybody.
+    let kept: Vec<Member> = again.members().cloned().collect();
+    let mut third = gossip(1);
+    third.restore_members(NOW, kept).unwrap();
+    assert_eq!(third.member(NodeId(1)).unwrap().incarnation, 3);
+    assert_eq!(third.status(NodeId(2)), Some(Status::Alive));
+}
+
+#[test]
+fn push_pulls_are_spread_over_an_interval_that_fits_the_members() {
+    // 200 members: four intervals.
+    let firsts = (0..20).map(|seed| {
+        let mut gossip = Gossip::new(GossipConfig::default(), NodeId(1), at(1), seed, NOW).unwrap();
+        let state = Arc::new(at(0));
+        let others = (2..=200).map(|other| member(other, Status::Alive, &state));
+        gossip.restore_members(NOW, others).unwrap();
+        while !outputs(&mut gossip).iter().any(|output| matches!(output, Output::PushPull { .. })) {
+            let due = gossip.poll_timeout().unwrap();
+            gossip.handle_timeout(due);
+        }
+        gossip.poll_timeout().unwrap().0
+    });
+    let firsts: Vec<u64> = firsts.collect();
+    let longest = 4 * GossipConfig::default().push_pull_interval_us;
+    assert!(firsts.iter().any(|&first| first > longest / 2), "{firsts:?}");
+    assert!(firsts.iter().any(|&first| first < longest / 2), "{firsts:?}");
+}
+
+#[test]
 fn older_claims_change_nothing_whatever_their_order() {
     let mut gossip = acquainted(1, [2, 3]);
     let claims = [(Status::Dead, 5), (Status::Suspect, 5), (Status::Dead, 4), (Status::Suspect, 1)];

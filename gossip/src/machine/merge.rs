@@ -77,9 +77,20 @@ impl Gossip {
 
     /// Merges what `from` knows. Many new members at once are old news elsewhere, and are not spread.
     pub(super) fn hear_knowledge(&mut self, from: NodeId, knowledge: &Knowledge<'_>) {
-        let new = |member: &&MemberView<'_>| self.roster.get(member.node).is_none();
-        let is_bulk = knowledge.members.iter().filter(new).count() > BULK_MEMBERS;
+        // Almost all of it is known almost always: one look at each, and no more than that.
+        let mut news: Vec<&MemberView<'_>> = Vec::new();
+        let mut new_count = 0;
         for member in &knowledge.members {
+            match self.roster.get(member.node) {
+                None => new_count += 1,
+                // What is said of ourselves may be of a former life that differs in nothing but the state.
+                Some(known) if member.node != self.own && member.is_old_to(known) => continue,
+                Some(_) => {}
+            }
+            news.push(member);
+        }
+        let is_bulk = new_count > BULK_MEMBERS;
+        for member in news {
             let known = self.roster.get(member.node).map(|known| known.status);
             // What we hold to be up is not dead because another one says so: it gets the chance to refute. Otherwise
             // the two halves of a healed partition would take each other's verdicts.

@@ -22,6 +22,7 @@ use rand_chacha::ChaCha8Rng;
 use starling_clock::{NodeId, Stamp};
 
 use crate::limits::{LOCAL_HEALTH_MAX, REGISTERS_MAX, RELAYS_MAX};
+use crate::logarithm::push_pull_scale;
 use crate::roster::Roster;
 use crate::rumours::{Rumours, Subject};
 use crate::wire::RegisterView;
@@ -263,8 +264,9 @@ impl Gossip {
         Ok(is_set)
     }
 
-    /// Takes over members from elsewhere, for example those that a former life persisted, without spreading them.
-    /// What is known already and is newer stays.
+    /// Takes over members from elsewhere, for example those that a former life persisted, without spreading them,
+    /// and compares everything with one of them within a push-pull interval. A member that is known already stays
+    /// as it is. Of the node itself only the incarnation is taken: this life goes above it.
     ///
     /// # Errors
     /// [`GossipError`] if a state is out of its bounds; the members before it were taken over.
@@ -278,6 +280,7 @@ impl Gossip {
             member.state.check()?;
             self.restore(member);
         }
+        self.rearm_push_pull();
         self.invariants();
         Ok(())
     }
@@ -359,6 +362,20 @@ impl Gossip {
         due
     }
 
+    /// The first push-pull comes at a random moment of an interval that fits the members known by now: all nodes of a
+    /// large cluster may have been started together.
+    fn rearm_push_pull(&mut self) {
+        self.timers.retain(|&(_, timer)| timer != Timer::PushPull);
+        let interval_us = self.push_pull_interval_us();
+        let after_us = self.rng.random_range(1..=interval_us);
+        self.arm(Timer::PushPull, after_us);
+    }
+
+    /// How far apart push-pulls are with the members known by now.
+    fn push_pull_interval_us(&self) -> u64 {
+        self.config.push_pull_interval_us * push_pull_scale(self.roster.up())
+    }
+
     fn publish_own(&mut self, status: Status, incarnation: u64, state: Arc<NodeState>) {
         assert!(self.roster.own().incarnation <= incarnation);
         self.roster.set_own(status, incarnation, state);
@@ -382,7 +399,7 @@ impl Gossip {
         assert!(self.suspicions.len() < self.roster.len());
         assert!(self.rumours.is_empty() || self.is_gossip_due, "rumours wait for nobody");
         // Linear, so only where it is cheap enough to run after each call.
-        if cfg!(debug_assertions) && self.roster.len() <= 128 {
+        if cfg!(debug_assertions) && self.roster.len() <= 32 {
             for member in self.roster.iter() {
                 let suspicion = self.suspicions.get(&member.node);
                 assert_eq!(member.status == Status::Suspect, suspicion.is_some());

@@ -15,7 +15,7 @@ use super::{Gossip, Output, Timer};
 #[cfg(doc)]
 use crate::limits::DATAGRAM_SIZE_MAX;
 use crate::limits::REGISTERS_MAX;
-use crate::logarithm::{push_pull_scale, retransmits};
+use crate::logarithm::retransmits;
 use crate::rumours::Subject;
 use crate::wire::message::{self, Header, Message};
 use crate::wire::push_pull::{self, Direction, PushPull};
@@ -203,8 +203,7 @@ impl Gossip {
         if let Some(&to) = self.roster.sample(1, None, &mut self.rng).first() {
             self.send_push_pull(to);
         }
-        let scale = push_pull_scale(self.roster.up());
-        self.arm(Timer::PushPull, self.config.push_pull_interval_us * scale);
+        self.arm(Timer::PushPull, self.push_pull_interval_us());
     }
 
     /// Calls on some dead member, in case it is back (Serf's reconnect).

@@ -69,6 +69,14 @@ impl<'a> MemberView<'a> {
         }
     }
 
+    /// Whether it tells nothing to who knows this of the same member, not even that somebody agrees.
+    pub(crate) fn is_old_to(&self, known: &Member) -> bool {
+        let agrees = known.status == Status::Suspect && self.status != Status::Alive;
+        (self.incarnation, self.status) <= (known.incarnation, known.status)
+            && self.state_incarnation <= known.state_incarnation
+            && !agrees
+    }
+
     fn decode(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
         let node = reader.node()?;
         let status = Status::from_number(reader.u8()?).ok_or(DecodeError::Malformed("status"))?;
