@@ -441,9 +441,10 @@ impl<D: Disk> ChangeLog<D> {
             return Ok(false);
         }
         let first = *first;
+        self.log.remove_oldest()?;
         self.sealed.remove(&first);
         write(&self.stamps).remove(&first);
-        self.log.remove_oldest()?;
+        // If this fails the next start removes it.
         let path = index_path(first);
         self.disk.remove(&path).map_err(Error::io("remove", &path))?;
         Ok(true)

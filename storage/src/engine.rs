@@ -86,7 +86,10 @@ impl<D: Disk> Storage<D> {
             for dir in [WAL_DIR, "changes", "hints", TABLES_DIR] {
                 disk.create_dir(dir).map_err(Error::io("create", dir))?;
             }
-            disk.sync_dir("").map_err(write_failed("sync", "."))?;
+        }
+        // Names that an earlier process left may be known to the system only.
+        for dir in ["", TABLES_DIR] {
+            disk.sync_dir(dir).map_err(write_failed("sync", dir))?;
         }
         let state = State::read(&*disk)?;
         let mut recovery = Recovery {

@@ -21,7 +21,7 @@ use starling_clock::{NodeId, Stamp};
 use crate::event::{DecodeError, array};
 use crate::log::{
     Frame, LogKind, SEGMENT_HEADER_SIZE, Segment, begin_frame, finish_frame, list_segments,
-    write_failed,
+    remove_durably, write_failed,
 };
 use crate::{Disk, DiskFile, Error, Event, Lsn, Provenance};
 
@@ -410,11 +410,12 @@ impl<D: Disk> Wal<D> {
     /// Removes the oldest segment; all that its records say has to be durable elsewhere.
     ///
     /// # Errors
-    /// Failed IO; the segment may be there or not, and is not used any more in any case.
+    /// Failed IO: it is the oldest as before, and another try goes on with it, so that no hole comes to be.
     pub(crate) fn remove_oldest(&mut self) -> Result<(), Error> {
-        let segment = self.sealed.pop_front().expect("the caller asked for the oldest");
-        self.disk.remove(&segment.path).map_err(Error::io("remove", &segment.path))?;
-        self.disk.sync_dir(self.dir).map_err(Error::io("sync", self.dir))
+        let segment = self.sealed.front().expect("the caller asked for the oldest");
+        remove_durably(&*self.disk, self.dir, &segment.path)?;
+        self.sealed.pop_front();
+        Ok(())
     }
 }
 

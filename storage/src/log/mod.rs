@@ -10,6 +10,6 @@ pub(crate) use frame::FRAME_LAYOUT;
 pub(crate) use frame::{Frame, begin_frame, finish_frame};
 pub(crate) use record_log::{LogOptions, LogReader, LogSegment, Mark, RecordLog};
 pub(crate) use segment::SEGMENT_HEADER_SIZE;
-pub(crate) use segment::{LogKind, Segment, list_segments, write_failed};
+pub(crate) use segment::{LogKind, Segment, list_segments, remove_durably, write_failed};
 #[cfg(test)]
 pub(crate) use segment::{SEGMENT_LAYOUT, encode_segment_header};

@@ -18,7 +18,9 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use bytes::Bytes;
 
 use super::frame::{FRAME_HEADER_SIZE, Frame, begin_frame, finish_frame, frame_size};
-use super::segment::{LogKind, SEGMENT_HEADER_SIZE, Segment, list_segments, write_failed};
+use super::segment::{
+    LogKind, SEGMENT_HEADER_SIZE, Segment, list_segments, remove_durably, write_failed,
+};
 use crate::event::array;
 use crate::{Disk, DiskFile, Error};
 
@@ -353,13 +355,13 @@ impl<D: Disk> RecordLog<D> {
     /// Removes the oldest segment; it has to take no more records.
     ///
     /// # Errors
-    /// Failed IO. Readers don't see the segment any more in any case.
+    /// Failed IO: it is the oldest as before, and another try goes on with it, so that no hole comes to be.
     pub(crate) fn remove_oldest(&mut self) -> Result<(), Error> {
         assert!(self.oldest_sealed().is_some());
-        let removed = self.write_state().segments.pop_front();
-        let path = removed.expect("asserted above").segment.path;
-        self.disk.remove(&path).map_err(Error::io("remove", &path))?;
-        self.disk.sync_dir(&self.dir).map_err(Error::io("sync", &self.dir))
+        let path = self.read_state().segments.front().map(|entry| entry.segment.path.clone());
+        remove_durably(&*self.disk, &self.dir, &path.expect("asserted above"))?;
+        self.write_state().segments.pop_front();
+        Ok(())
     }
 
     /// Looks at one segment.

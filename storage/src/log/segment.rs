@@ -137,6 +137,18 @@ fn decode_segment_header(
     Ok(u32::from_le_bytes(array(header, 12)))
 }
 
+/// Removes a file for good; one that is not there is none to remove.
+///
+/// # Errors
+/// Failed IO: it may be there or not, and another try is safe.
+pub(crate) fn remove_durably<D: Disk>(disk: &D, dir: &str, path: &str) -> Result<(), Error> {
+    match disk.remove(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        result => result.map_err(Error::io("remove", path))?,
+    }
+    disk.sync_dir(dir).map_err(Error::io("sync", dir))
+}
+
 /// A failed write or sync after which nothing is known about the file.
 pub(crate) fn write_failed(operation: &'static str, path: &str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::WriteFailed { operation, file: path.to_owned(), source }
@@ -213,6 +225,8 @@ pub(crate) fn list_segments<D: Disk>(
 ) -> Result<Vec<u64>, Error> {
     let names = disk.list(dir).map_err(Error::io("list", dir))?;
     let mut firsts: Vec<u64> = names.iter().filter_map(|name| parse_segment_name(name)).collect();
+    // A process that died may have left names that only the system knows of.
+    disk.sync_dir(dir).map_err(write_failed("sync", dir))?;
     let Some(&first) = firsts.last() else { return Ok(firsts) };
     let path = segment_path(dir, first);
     let length = disk.open(&path).and_then(|file| file.len()).map_err(Error::io("open", &path))?;
@@ -266,7 +280,7 @@ impl<F: DiskFile> Segment<F> {
             }
         }
         let from = unproved.front().map_or(end, |&(_, offset)| offset);
-        segment.keep(from, end)?;
+        segment.keep(kind, from, end)?;
         Ok((segment, next))
     }
 
@@ -280,10 +294,13 @@ impl<F: DiskFile> Segment<F> {
     }
 
     /// Ends the segment at `end` and makes sure that the bytes from `from` on are on disk.
-    fn keep(&mut self, from: u64, end: u64) -> Result<(), Error> {
+    fn keep(&mut self, kind: LogKind, from: u64, end: u64) -> Result<(), Error> {
         if end < self.len {
             self.file.truncate(end).map_err(write_failed("truncate", &self.path))?;
         }
+        // The header as well: its sync may be the one that failed.
+        let header = encode_segment_header(kind, self.salt, self.first);
+        self.file.write_at(&header, 0).map_err(write_failed("write", &self.path))?;
         if from < end {
             let bytes = self.read_bytes(from, end)?;
             self.file.write_at(&bytes, from).map_err(write_failed("write", &self.path))?;

@@ -1,6 +1,8 @@
 //! Small settings, so that a few hundred events go through every part; and short names for what tests do all the time.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod model;
+
 use std::sync::Arc;
 
 use bytes::Bytes;

@@ -1,0 +1,123 @@
+//! Faults at every call of the disk, recovery included: what was promised is there, nothing is made up, nothing
+//! is published twice. See `support/model.rs` for the rules.
+
+mod support;
+
+use starling_storage::{Config, CrashMode, Fault, SimDisk, Storage, Sync};
+use support::model::{Model, Numbers, Step, script, tiny_config};
+use support::*;
+
+const MODES: [CrashMode; 3] = [CrashMode::LoseUnsynced, CrashMode::Torn, CrashMode::KeepAll];
+
+/// A script without faults, to know how many calls it makes and that it goes through what it should.
+fn rehearse(seed: u64, config: &Config, steps: &[Step]) -> u64 {
+    let disk = SimDisk::new(seed);
+    let mut model = Model::default();
+    let storage = model.run(&disk, config, steps).unwrap();
+    let status = storage.status();
+    assert!(status.tables > 0 && status.wal_next > 20, "{status:?}");
+    drop(storage);
+    let calls = disk.calls();
+    model.check(&open_with(&disk, config.clone()).unwrap());
+    calls
+}
+
+/// Opens, checks, goes on for a while, loses power again, checks again.
+fn recover_and_check(disk: &SimDisk, config: &Config, model: &mut Model) {
+    let storage = open_with(disk, config.clone()).unwrap();
+    model.check(&storage);
+    drop(storage);
+    // What was there after the recovery is there for good, whatever the system had only in memory.
+    disk.restart(CrashMode::LoseUnsynced);
+    let mut storage = open_with(disk, config.clone()).unwrap();
+    model.check(&storage);
+    go_on(&mut storage);
+}
+
+fn go_on(storage: &mut Storage<SimDisk>) {
+    let (_, end) = storage.change_range();
+    let new = event(b"zzz", 1 << 30, b"after");
+    storage.commit(vec![apply(&new)], Sync::Now, 1000).unwrap();
+    assert_eq!(storage.change_range().1, end + 1);
+    work_all(storage, 1000);
+    assert_eq!(storage.view().changes(end, 9, 999).unwrap()[0].event, new);
+}
+
+#[test]
+fn a_crash_at_every_call_loses_nothing_promised() {
+    for (seed, change_bytes_max) in [(1, 1 << 30), (2, 3 << 10)] {
+        let config = tiny_config(change_bytes_max);
+        let steps = script(seed, 70);
+        let calls = rehearse(seed, &config, &steps);
+        assert!(calls > 150, "{calls}");
+        for mode in MODES {
+            for call in 0..calls {
+                let disk = SimDisk::new(call);
+                disk.inject(call, Fault::Crash);
+                let mut model = Model::default();
+                model.run(&disk, &config, &steps);
+                disk.restart(mode);
+                recover_and_check(&disk, &config, &mut model);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_crash_at_every_call_of_a_recovery_loses_nothing_promised() {
+    let config = tiny_config(3 << 10);
+    let steps = script(3, 90);
+    let calls = rehearse(3, &config, &steps);
+    for first in (7..calls).step_by(29) {
+        for second in 0.. {
+            let disk = SimDisk::new(first * 1000 + second);
+            disk.inject(first, Fault::Crash);
+            let mut model = Model::default();
+            model.run(&disk, &config, &steps);
+            disk.restart(CrashMode::Torn);
+            disk.inject(disk.calls() + second, Fault::Crash);
+            let recovered = open_with(&disk, config.clone()).is_ok();
+            disk.restart(CrashMode::Torn);
+            recover_and_check(&disk, &config, &mut model);
+            if recovered {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_failing_or_full_disk_at_every_call_never_makes_storage_lie() {
+    let config = tiny_config(3 << 10);
+    let steps = script(4, 70);
+    let calls = rehearse(4, &config, &steps);
+    for fault in [Fault::Io, Fault::Full] {
+        for mode in [CrashMode::LoseUnsynced, CrashMode::KeepAll] {
+            for call in 0..calls {
+                let disk = SimDisk::new(call);
+                disk.inject(call, fault);
+                let mut model = Model::default();
+                drop(model.run(&disk, &config, &steps));
+                disk.restart(mode);
+                recover_and_check(&disk, &config, &mut model);
+            }
+        }
+    }
+}
+
+#[test]
+fn random_scripts_with_random_crashes_agree_with_the_model() {
+    for seed in 0..30 {
+        let mut numbers = Numbers(seed);
+        let config = tiny_config(if seed % 2 == 0 { 1 << 30 } else { 4 << 10 });
+        let disk = SimDisk::new(seed);
+        let mut model = Model::default();
+        for life in 0..6 {
+            let steps = script(seed * 100 + life, 40);
+            disk.inject(disk.calls() + numbers.below(400), Fault::Crash);
+            drop(model.run(&disk, &config, &steps));
+            disk.restart(MODES[usize::try_from(numbers.below(3)).unwrap()]);
+            model.check(&open_with(&disk, config.clone()).unwrap());
+        }
+    }
+}
