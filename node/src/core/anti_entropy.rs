@@ -28,8 +28,8 @@ use super::types::{Instant, Now};
 pub const COMPARE_EVENTS_MAX: u32 = 1024;
 /// Events in one batch that is copied.
 pub const TRANSFER_EVENTS_MAX: usize = 256;
-/// Partitions whose digests are asked for at once.
-pub const DIGEST_PARTITIONS_MAX: u32 = 4096;
+/// Partitions whose digests are asked for at once. Storage reads all of a partition for its digest, and other reads wait meanwhile.
+pub const DIGEST_PARTITIONS_MAX: u32 = 16;
 
 /// When sessions are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub struct AntiEntropyConfig {
     pub first_ms: u64,
     /// A question without an answer for this long ends the session, in milliseconds.
     pub timeout_ms: u64,
-    /// Wait after each batch, in milliseconds. Longer leaves more to the requests of clients.
+    /// Wait after each batch and each round of digests, in milliseconds. Longer leaves more to the requests of clients.
     pub pause_ms: u64,
     /// Events younger than this by their stamp are left alone, in milliseconds: they are most likely on their way.
     pub settle_ms: u64,
@@ -388,12 +388,18 @@ impl AntiEntropy {
                 return;
             }
             if matches!(session.step, Step::Digests { .. }) {
+                let resume_at = now.mono.plus_ms(self.config.pause_ms);
+                session.deadline = resume_at;
                 self.compare(placement);
+                if now.mono < resume_at {
+                    return;
+                }
             } else if session.walk.is_some() {
                 self.walk(now, placement);
             } else if let Some((partition, own, peer)) = session.differing.pop_front() {
                 session.walk = Some(Walk::new(partition, (own, peer)));
             } else if session.next < placement.partitions() {
+                session.deadline = now.mono.plus_ms(self.config.timeout_ms);
                 self.ask_digests(placement.partitions());
             } else {
                 self.end(true);

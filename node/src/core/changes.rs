@@ -22,6 +22,9 @@ use super::read::version_of;
 use super::storage::{StorageAnswer, StorageFailure, StorageRequest};
 use crate::limits::{CHANGE_BATCH_BYTES_MAX, CHANGE_BATCH_MAX};
 
+/// Change logs count from here: nothing was ever before it, so that a cursor of 0 has missed nothing.
+const FIRST_SEQUENCE: u64 = 1;
+
 /// What a subscription wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChangesPlan {
@@ -83,7 +86,9 @@ impl Subscription {
         let begun = !matches!(plan.from, ChangesFrom::Oldest);
         let cursor = match plan.from {
             ChangesFrom::Oldest => Cursor::At { next: 0, asked: false },
-            ChangesFrom::Sequence(next) => Cursor::At { next, asked: false },
+            ChangesFrom::Sequence(next) => {
+                Cursor::At { next: next.max(FIRST_SEQUENCE), asked: false }
+            }
             ChangesFrom::Now | ChangesFrom::Stamp(_) => Cursor::Finding,
         };
         let outputs = match plan.from {
@@ -194,6 +199,7 @@ impl Subscription {
             return;
         }
         self.begun = true;
+        let end = changes.last().map_or(end, |last| end.max(last.sequence + 1));
         self.end = self.end.max(end);
         let stop_at = *self.stop_at.get_or_insert(end);
         let within = |change: &&Change| self.plan.follow || change.sequence < stop_at;

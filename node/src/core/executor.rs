@@ -292,8 +292,9 @@ fn read<D: Disk>(view: &View<D>, request: StorageRequest) -> Result<StorageAnswe
         }
         StorageRequest::Scan { .. } => scan(view, request),
         StorageRequest::Changes { from, limit, bytes_max } => {
-            let changes = view.changes(from, limit, bytes_max);
+            // The end first: the log may grow meanwhile, and nothing before an end may seem to be missing.
             let (_, end) = view.change_range();
+            let changes = view.changes(from, limit, bytes_max);
             match changes {
                 Ok(changes) => Ok(StorageAnswer::Changes { changes, end }),
                 Err(Error::Gap { first, .. }) => Ok(StorageAnswer::ChangesGap { first, end }),
