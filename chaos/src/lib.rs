@@ -1,1 +1,6 @@
-//! Placeholder while the workspace is laid out.
+//! The chaos harness: what Starling promises, held against real processes that are killed under load.
+//!
+//! `processes` starts a cluster of real `starling` processes on 127.0.0.1; the tests in `tests/` put load on it, break it, and
+//! judge what is left by `../GUARANTEES` as the README states them. Nothing depends on this crate.
+
+pub mod processes;

@@ -2,7 +2,7 @@
 //!
 //! On standard output: one line `listening on <address>` when it takes connections. The log goes to standard error.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -121,7 +121,10 @@ impl NodeArgs {
 
 fn start_log(config: &LogConfig) {
     let filter = EnvFilter::builder().parse_lossy(&config.level);
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
     match config.format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),

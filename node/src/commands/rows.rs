@@ -101,7 +101,9 @@ pub enum RowError {
         path: String,
     },
     /// The key path finds something that is no key.
-    #[error("row {number}: '{path}' is {found}, a key is a text, a number or a truth value that is not empty")]
+    #[error(
+        "row {number}: '{path}' is {found}, a key is a text, a number or a truth value that is not empty"
+    )]
     BadKey {
         /// Which.
         number: u64,
@@ -172,7 +174,9 @@ impl<R: BufRead> Rows<R> {
 
     fn next_json(&mut self) -> Result<Option<Row>, RowError> {
         loop {
-            let Source::Jsonl(input) = &mut self.source else { unreachable!("asked for JSON lines") };
+            let Source::Jsonl(input) = &mut self.source else {
+                unreachable!("asked for JSON lines")
+            };
             self.number += 1;
             let number = self.number;
             let mut line = Vec::new();
@@ -198,7 +202,9 @@ impl<R: BufRead> Rows<R> {
     }
 
     fn next_csv(&mut self) -> Result<Option<Row>, RowError> {
-        let Source::Csv { reader, header } = &mut self.source else { unreachable!("asked for CSV") };
+        let Source::Csv { reader, header } = &mut self.source else {
+            unreachable!("asked for CSV")
+        };
         let limit = self.row_size_max;
         reader.get_mut().left = limit + CSV_READ_AHEAD;
         let malformed = |number: u64, error: csv::Error| match error.into_kind() {
@@ -290,8 +296,11 @@ mod tests {
             key: key.into(),
             payload: payload.into(),
         };
-        let wanted =
-            [row(1, "a", "{\"id\": \"a\", \"n\": 1}"), row(3, "7", "{\"id\":7}"), row(4, "true", "{\"id\":true}")];
+        let wanted = [
+            row(1, "a", "{\"id\": \"a\", \"n\": 1}"),
+            row(3, "7", "{\"id\":7}"),
+            row(4, "true", "{\"id\":true}"),
+        ];
         assert_eq!(got, wanted);
     }
 
@@ -311,7 +320,10 @@ mod tests {
 
     #[test]
     fn a_bad_row_is_named_and_the_next_one_is_read() {
-        assert!(message("{\"id\":1}\n{\"id\":\n", Format::Jsonl, "id").starts_with("row 2 is not a JSON value"));
+        assert!(
+            message("{\"id\":1}\n{\"id\":\n", Format::Jsonl, "id")
+                .starts_with("row 2 is not a JSON value")
+        );
         assert!(message("{\"x\":1}\n", Format::Jsonl, "id").contains("no field 'id'"));
         assert!(message("{\"id\":null}\n", Format::Jsonl, "id").contains("null"));
         assert!(message("{\"id\":\"\"}\n", Format::Jsonl, "id").contains("empty"));
