@@ -56,6 +56,9 @@ pub struct Limits {
     pub in_flight_max: usize,
     /// Writes that are answered and still wait for slow replicas; beyond, the slow get a hint at once.
     pub lingering_max: usize,
+    /// Bytes of keys and payloads of writes that are not finished; one more is refused as `Overloaded`. One write is
+    /// always taken.
+    pub write_bytes_max: usize,
     /// Requests of one peer that are served at one time; one more is refused as overloaded.
     pub served_per_peer_max: usize,
     /// Open change subscriptions; one more is refused.
@@ -91,6 +94,7 @@ impl Default for Limits {
             payload_size_max: PAYLOAD_SIZE_DEFAULT,
             in_flight_max: 8192,
             lingering_max: 65_536,
+            write_bytes_max: 256 << 20,
             served_per_peer_max: 16_384,
             subscriptions_max: 1024,
             request_timeout_ms_max: 60_000,
@@ -114,6 +118,7 @@ impl Limits {
     pub fn check(&self) {
         assert!(self.payload_size_max <= PAYLOAD_SIZE_LIMIT);
         assert!(0 < self.in_flight_max);
+        assert!(0 < self.write_bytes_max);
         assert!(0 < self.served_per_peer_max);
         assert!(0 < self.request_timeout_ms_max);
         assert!(0 < self.hint_batch_timeout_ms);

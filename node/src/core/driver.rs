@@ -18,7 +18,8 @@ use super::membership;
 use super::peer::{PeerMessage, ReadQuery, WriteOutcome};
 use super::peers::{ServedRead, ServedWrite};
 use super::reads::ReadWork;
-use super::registers::{Adopt, CreateWork};
+use super::registers::{Adopt, CreateWork, NewKeyspace};
+use super::error::Refusal;
 use super::replica::{self, Declined, ReplicaAnswer};
 use super::requests::Client;
 use super::storage::{StorageAnswer, StorageFailure, StorageRequest};
@@ -34,6 +35,7 @@ pub(super) const TICKET_NOBODY: Ticket = Ticket(0);
 pub(super) enum Work {
     Put(PutWork),
     Read(ReadWork),
+    NewKeyspace(NewKeyspace),
     Create(CreateWork),
     Replay(Replay),
     ServedWrite(ServedWrite),
@@ -173,6 +175,13 @@ impl Core {
         match &mut flight.work {
             Work::Put(work) => work.put.handle_timeout(now),
             Work::Read(work) => work.reader.handle_timeout(now),
+            Work::NewKeyspace(new) => {
+                let new = new.clone();
+                self.flights.end(id, &flight);
+                self.waiting_for_bound.remove(&id);
+                self.continue_keyspace(new, Some(Refusal::NoStamp));
+                return;
+            }
             Work::Create(work) => work.create.handle_timeout(now),
             Work::Replay(replay) => replay.handle_timeout(now),
             Work::AntiEntropy(machine) => self.compare(machine, None),
@@ -204,6 +213,7 @@ impl Core {
                 Work::Replay(_)
                 | Work::ServedWrite(_)
                 | Work::ServedRead(_)
+                | Work::NewKeyspace(_)
                 | Work::Adopt(_)
                 | Work::Bound(_)
                 | Work::Subscription(_)
@@ -220,6 +230,7 @@ impl Core {
         let (done, timer) = match work {
             Work::Put(work) => self.drive_put(id, work, questions),
             Work::Read(work) => self.drive_read(id, work, questions),
+            Work::NewKeyspace(new) => (false, Some(new.deadline)),
             Work::Create(work) => self.drive_create(id, work, questions),
             Work::Replay(replay) => self.drive_replay(id, replay, questions),
             Work::ServedWrite(served) => self.drive_served_write(id, served, questions),

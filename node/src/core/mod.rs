@@ -141,6 +141,8 @@ pub struct Core {
     counters: Counters,
     /// Clients' requests that have no answer yet.
     in_flight: usize,
+    /// Bytes of keys and payloads of writes that are not finished.
+    write_bytes: usize,
     /// Writes that are answered and wait for slow replicas.
     lingering: BTreeSet<u64>,
     /// Writes that wait for a stamp until the clock's bound is on disk.
@@ -201,6 +203,7 @@ impl Core {
             remembered: Remembered::default(),
             counters: Counters::default(),
             in_flight: 0,
+            write_bytes: 0,
             lingering: BTreeSet::new(),
             waiting_for_bound: BTreeSet::new(),
             bound_flight: None,
@@ -405,7 +408,8 @@ impl Core {
 
     fn invariants(&self) {
         assert!(self.in_flight <= self.limits.in_flight_max);
-        assert!(self.waiting_for_bound.len() <= self.flights.len());
+        assert!(self.waiting_for_bound.len() <= self.in_flight, "each has a client");
+        assert!(self.lingering.len() <= self.flights.len());
         assert!(self.served.values().all(|&count| 0 < count));
         assert!(self.served.values().all(|&count| count <= self.limits.served_per_peer_max));
         assert!(self.replays.len() <= self.cluster.epoch().members().len());

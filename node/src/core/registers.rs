@@ -32,6 +32,14 @@ pub(super) struct CreateWork {
     register: Register,
 }
 
+/// A keyspace to be made that waits for a stamp.
+#[derive(Clone, Debug)]
+pub(super) struct NewKeyspace {
+    client: Client,
+    settings: KeyspaceSettings,
+    pub(super) deadline: Instant,
+}
+
 /// A register on its way to this node's disk, and the peer that waits for it.
 #[derive(Debug)]
 pub(super) struct Adopt {
@@ -75,31 +83,57 @@ impl Core {
             return Ok(());
         }
         self.admit()?;
-        let stamp = match &known {
-            Some(keyspace) => keyspace.stamp,
-            None => match self.clock.tick(self.now.wall_ms) {
-                Ok(stamp) => stamp,
-                Err(_) => {
-                    self.renew_bound();
-                    return Err(if self.poisoned {
-                        Refusal::StoragePoisoned
-                    } else {
-                        Refusal::NoStamp
-                    });
-                }
-            },
-        };
+        self.in_flight += 1;
+        let deadline = self.now.mono.plus_ms(self.timeout_ms(header));
+        match known {
+            Some(keyspace) => self.spread_keyspace(client, &settings, keyspace.stamp, deadline),
+            None => self.stamp_keyspace(NewKeyspace { client, settings, deadline }),
+        }
+        Ok(())
+    }
+
+    /// Stamps the keyspace now, or lets it wait until the clock's bound is on disk.
+    fn stamp_keyspace(&mut self, new: NewKeyspace) {
+        if let Ok(stamp) = self.clock.tick(self.now.wall_ms) {
+            self.spread_keyspace(new.client, &new.settings, stamp, new.deadline);
+            return;
+        }
+        let id = self.flights.next_id();
+        self.waiting_for_bound.insert(id);
+        self.launch(id, Work::NewKeyspace(new));
+        self.renew_bound();
+    }
+
+    /// The clock's bound is on disk; `refusal`: it cannot be, or it took too long.
+    pub(super) fn continue_keyspace(&mut self, new: NewKeyspace, refusal: Option<Refusal>) {
+        let members = self.cluster.epoch().members().len();
+        // Another client may have been faster.
+        let refusal = refusal.or_else(|| self.keyspaces.check_new(&new.settings, members).err());
+        match refusal {
+            Some(refusal) => {
+                self.in_flight -= 1;
+                self.refuse(new.client, refusal);
+            }
+            None => self.stamp_keyspace(new),
+        }
+    }
+
+    fn spread_keyspace(
+        &mut self,
+        client: Client,
+        settings: &KeyspaceSettings,
+        stamp: Stamp,
+        deadline: Instant,
+    ) {
+        let members = self.cluster.epoch().members().len();
         let peers = self.cluster.peers().filter(|&peer| self.membership.is_reachable(peer));
         let mut reachable: BTreeSet<NodeId> = peers.collect();
         reachable.insert(self.node());
-        let deadline = self.now.mono.plus_ms(self.timeout_ms(header));
         let create = Create::new(reachable, members, deadline);
         let name = format!("{REGISTER_PREFIX}{}", settings.name.as_str());
-        let register = Register { name, stamp, value: settings::encode(&settings) };
-        self.in_flight += 1;
+        let register = Register { name, stamp, value: settings::encode(settings) };
         let id = self.flights.next_id();
         self.launch(id, Work::Create(CreateWork { create, client, register }));
-        Ok(())
     }
 
     pub(super) fn drive_create(

@@ -44,6 +44,8 @@ pub(super) struct WriteJob {
     request: RequestId,
     token: u64,
     sync: bool,
+    /// Bytes that the write keeps in memory.
+    size: usize,
 }
 
 /// A write that first looks for the event of an earlier attempt.
@@ -82,6 +84,9 @@ impl Core {
             return Err(Refusal::StoragePoisoned);
         }
         self.admit()?;
+        if 0 < self.write_bytes && self.write_bytes + size > self.limits.write_bytes_max {
+            return Err(Refusal::Overloaded { in_flight: self.in_flight });
+        }
 
         let subject = Subject::of(keyspace.id.0, &write.key);
         if header.attempt > 0 {
@@ -100,8 +105,10 @@ impl Core {
         let id = self.flights.next_id();
         let durability = write.durability.unwrap_or(keyspace.settings.durability);
         let sync = durability == Durability::Sync;
-        let job = WriteJob { client, request: header.request, token: id, sync };
+        let size = write.key.len() + write.payload.len();
+        let job = WriteJob { client, request: header.request, token: id, sync, size };
         self.in_flight += 1;
+        self.write_bytes += size;
         self.counters.writes += 1;
         for orphan in self.remembered.begin(header.request, subject, id) {
             self.in_flight -= 1;
@@ -271,8 +278,11 @@ impl Core {
         let done = work.put.is_done();
         if done {
             self.lingering.remove(&id);
+            self.write_bytes -= work.job.size;
         } else if work.put.is_answered() && self.lingering.insert(id) {
-            if self.lingering.len() > self.limits.lingering_max {
+            // The slow must not keep the memory that new writes need.
+            let many = self.lingering.len() > self.limits.lingering_max;
+            if many || self.write_bytes > self.limits.write_bytes_max / 2 {
                 work.put.hurry();
                 return self.drive_put(id, work, questions);
             }
@@ -358,13 +368,18 @@ impl Core {
         // Those that still get none wait again.
         for id in std::mem::take(&mut self.waiting_for_bound) {
             let Some(mut flight) = self.flights.take(id) else { continue };
-            if let Work::Put(work) = &mut flight.work
-                && work.put.is_stamping()
-            {
-                match &refusal {
+            match &mut flight.work {
+                Work::Put(work) if work.put.is_stamping() => match &refusal {
                     Some(refusal) => work.put.handle_no_stamp(refusal.clone()),
                     None => self.give_stamp(id, &mut work.put, None),
+                },
+                Work::NewKeyspace(new) => {
+                    let new = new.clone();
+                    self.flights.end(id, &flight);
+                    self.continue_keyspace(new, refusal.clone());
+                    continue;
                 }
+                _ => {}
             }
             self.drive(id, flight);
         }
