@@ -1,2 +1,10 @@
-//! Placeholder while the workspace is laid out.
-fn main() {}
+//! `starling`: the one binary. Each subcommand is a file in the library's `commands/`.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use starling_node::commands::Cli;
+
+fn main() -> ExitCode {
+    Cli::parse().run()
+}
