@@ -489,3 +489,6 @@ impl Replica {
         matches!(self.state, State::Asked { .. })
     }
 }
+
+#[cfg(test)]
+mod tests;
