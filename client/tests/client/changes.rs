@@ -102,7 +102,7 @@ async fn a_node_that_stays_away_is_told_and_sought_again() {
         Err(ClientError::SubscriptionLost { node: NodeId(2), next: Some(77), .. }) => {}
         other => panic!("{other:?}"),
     }
-    cluster.restart(2).await;
+    soon(cluster.restart(2)).await;
     let next = tokio::spawn(async move {
         loop {
             match changes.next().await {
@@ -140,10 +140,11 @@ async fn all_nodes_are_followed_with_those_that_come() {
     }
     assert_eq!(changes.positions(), &BTreeMap::from([(NodeId(1), 11), (NodeId(2), 21)]));
 
-    cluster.stop(2).await;
+    streams.remove(&2);
+    soon(cluster.stop(2)).await;
     let event = soon(changes.next()).await.unwrap().unwrap();
     assert!(matches!(event, ChangesEvent::Lost { node: NodeId(2), .. }), "{event:?}");
-    cluster.restart(2).await;
+    soon(cluster.restart(2)).await;
     let mut again = cluster.subscribed().await;
     assert_eq!((again.node, again.request.from), (2, ChangesFrom::Sequence(21)));
     send(&mut again, &batch(21..23)).await;
@@ -164,7 +165,8 @@ async fn without_follow_all_nodes_end() {
     for _ in 0..3 {
         let mut subscribed = cluster.subscribed().await;
         assert!(!subscribed.request.follow);
-        send(&mut subscribed, &ChangesItem::End { next: subscribed.node }).await;
+        let end = ChangesItem::End { next: subscribed.node };
+        send(&mut subscribed, &end).await;
         subscribed.send.finish().unwrap();
     }
     let mut ended = Vec::new();

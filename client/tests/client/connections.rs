@@ -32,7 +32,7 @@ async fn a_restarted_node_is_found_again() {
     let client = cluster.connect().await;
     cluster.stop(1).await;
     let write = tokio::spawn(client.keyspace("k").put("key", "payload").send());
-    cluster.restart(1).await;
+    soon(cluster.restart(1)).await;
     let asked = cluster.asked().await;
     assert_eq!(asked.header.attempt, 0, "it never left while the node was away");
     asked.answer(&written(1));
@@ -221,9 +221,8 @@ async fn a_node_that_breaks_the_framing_is_left() {
     for (what, bytes) in breaches {
         let (authority, address) = (Authority::new(), ([127, 0, 0, 1], 0).into());
         let listener = listen(&authority.node(1), address, None);
-        let mut config =
+        let config =
             ClientConfig::new([listener.local_addr().unwrap().to_string()], authority.client());
-        config.request_timeout = Duration::from_millis(50);
         let connecting = tokio::spawn(Client::connect(config));
         let connection = soon(async { listener.accept().await.unwrap().await }).await.unwrap();
         let (mut send, mut receive) = soon(connection.accept_bi()).await.unwrap();
@@ -232,7 +231,8 @@ async fn a_node_that_breaks_the_framing_is_left() {
         send.write_all(&bytes).await.unwrap();
         let closed = soon(connection.closed()).await;
         assert!(matches!(closed, ConnectionError::ApplicationClosed(_)), "{what}: {closed}");
-        assert!(soon(connecting).await.unwrap().is_err(), "{what}");
+        assert!(!connecting.is_finished(), "{what}: it tries on");
+        connecting.abort();
     }
 }
 
