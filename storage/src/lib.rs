@@ -13,6 +13,8 @@ mod disk;
 mod engine;
 mod error;
 mod event;
+#[cfg(test)]
+mod format;
 mod hints;
 mod identity;
 mod log;
