@@ -525,7 +525,12 @@ impl<D: Disk> Storage<D> {
         self.changes.sync()?;
         self.hints.sync()?;
         let up_to = self.wal.last();
-        let state = State { up_to, metas: self.metas.clone(), hints: self.hints.marks() };
+        let state = State {
+            up_to,
+            changes: self.changes.next(),
+            metas: self.metas.clone(),
+            hints: self.hints.marks(),
+        };
         state.write(&*self.disk)?;
         self.wal.remove_oldest()?;
         Ok(true)
@@ -594,6 +599,9 @@ impl<D: Disk> Recovery<D> {
         let lost = "the end of the log is missing: later files know of it";
         if last < self.tree.flushed() || last < self.state.up_to {
             return Err(Error::corrupt(WAL_DIR, 0, lost));
+        }
+        if self.changes.next() < self.state.changes {
+            return Err(Error::corrupt("changes", 0, "changes are missing"));
         }
         if self.last_change.is_some_and(|sequence| sequence + 1 != self.changes.next()) {
             return Err(Error::corrupt(WAL_DIR, 0, lost));

@@ -119,7 +119,7 @@ fn the_examples_of_the_small_files_are_real() {
     let owner = Identity { cluster: "demo".to_owned(), node: NodeId(7) };
     check_example("Identity", &small_file::encode(identity::MAGIC, &identity::encode(&owner)));
 
-    let mut state = State { up_to: Lsn(12), ..State::default() };
+    let mut state = State { up_to: Lsn(12), changes: 8, ..State::default() };
     state.metas.insert("clock".to_owned(), Bytes::from_static(b"5"));
     state.hints.insert(NodeId(9), HintMark { done: 3, next: 6 });
     check_example("State", &small_file::encode(crate::state::MAGIC, &state.encode()));

@@ -30,6 +30,8 @@ pub(crate) struct HintMark {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct State {
     pub(crate) up_to: Lsn,
+    /// The number that the next change got then: the change log had those before it on disk.
+    pub(crate) changes: u64,
     pub(crate) metas: BTreeMap<String, Bytes>,
     pub(crate) hints: BTreeMap<NodeId, HintMark>,
 }
@@ -37,6 +39,7 @@ pub(crate) struct State {
 impl State {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = self.up_to.0.to_le_bytes().to_vec();
+        out.extend_from_slice(&self.changes.to_le_bytes());
         out.extend_from_slice(&count(self.metas.len()));
         out.extend_from_slice(&count(self.hints.len()));
         for (name, value) in &self.metas {
@@ -51,12 +54,15 @@ impl State {
     }
 
     pub(crate) fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
-        let header = bytes.get(..16).ok_or(DecodeError::Short)?;
-        let mut state =
-            Self { up_to: Lsn(u64::from_le_bytes(array(header, 0))), ..Self::default() };
-        let metas = u32::from_le_bytes(array(header, 8));
-        let hints = u32::from_le_bytes(array(header, 12));
-        let mut rest = bytes.slice(16..);
+        let header = bytes.get(..24).ok_or(DecodeError::Short)?;
+        let mut state = Self {
+            up_to: Lsn(u64::from_le_bytes(array(header, 0))),
+            changes: u64::from_le_bytes(array(header, 8)),
+            ..Self::default()
+        };
+        let metas = u32::from_le_bytes(array(header, 16));
+        let hints = u32::from_le_bytes(array(header, 20));
+        let mut rest = bytes.slice(24..);
         for _ in 0..metas {
             let (name, value, size) = decode_meta(&rest)?;
             // A copy: the file's buffer should not live as long as the smallest value in it.
@@ -109,11 +115,13 @@ mod tests {
         #[test]
         fn roundtrips_and_every_cut_is_refused(
             up_to: u64,
+            changes: u64,
             metas in prop::collection::btree_map("[a-z]{0,9}", prop::collection::vec(any::<u8>(), 0..20), 0..5),
             hints in prop::collection::btree_map(any::<u64>(), any::<(u64, u64)>(), 0..5),
         ) {
             let state = State {
                 up_to: Lsn(up_to),
+                changes,
                 metas: metas.into_iter().map(|(name, value)| (name, value.into())).collect(),
                 hints: hints.into_iter().map(|(node, (done, next))| (NodeId(node), HintMark { done, next })).collect(),
             };
