@@ -197,8 +197,9 @@ impl<D: Disk> Manifest<D> {
         let (state, sequence, end) = replay(&bytes, &path)?;
         if end < bytes.len() {
             file.truncate(end as u64).map_err(Error::io("truncate", &path))?;
-            file.sync().map_err(sync_failed(&path))?;
         }
+        // An earlier process may have written its last record and not synced it. Files will be removed by it.
+        file.sync().map_err(sync_failed(&path))?;
         let dir = dir.to_owned();
         Ok(Self { dir, path, file, state, sequence, end: end as u64, poisoned: false })
     }

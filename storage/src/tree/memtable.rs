@@ -34,17 +34,19 @@ impl Memtable {
     /// Adds an event. One thread at a time does this: otherwise the accounting may count an event twice.
     pub(crate) fn insert(&self, event: &Event) {
         let key = internal_key::encode(event.partition, event.keyspace, &event.key, event.stamp);
-        if self.entries.contains_key(key.as_slice()) {
-            return;
-        }
         let size = key.len() + event.payload.len() + ENTRY_OVERHEAD;
-        let stored = Stored {
-            action: event.action,
-            request: event.request,
-            payload: Bytes::copy_from_slice(&event.payload),
-        };
-        self.entries.insert(key.into_boxed_slice(), stored);
-        self.bytes.fetch_add(size, Ordering::Relaxed);
+        let mut is_new = false;
+        self.entries.get_or_insert_with(key.into_boxed_slice(), || {
+            is_new = true;
+            Stored {
+                action: event.action,
+                request: event.request,
+                payload: Bytes::copy_from_slice(&event.payload),
+            }
+        });
+        if is_new {
+            self.bytes.fetch_add(size, Ordering::Relaxed);
+        }
     }
 
     /// Memory held, in bytes, about.
@@ -88,5 +90,40 @@ impl MemtableCursor<'_> {
     /// Moves to the next event.
     pub(crate) fn advance(&mut self) {
         self.entry = self.entry.take().and_then(|entry| entry.next());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::tests::{internal, put};
+
+    #[test]
+    fn an_event_counts_once() {
+        let memtable = Memtable::default();
+        memtable.insert(&put("a", 1));
+        let bytes = memtable.bytes();
+        assert!(ENTRY_OVERHEAD < bytes);
+        memtable.insert(&Event { payload: Bytes::from_static(b"another"), ..put("a", 1) });
+        assert_eq!(memtable.bytes(), bytes);
+        assert_eq!(memtable.seek(&[]).stored().payload, put("a", 1).payload, "the first one stays");
+        memtable.insert(&put("a", 2));
+        assert_eq!(memtable.bytes(), 2 * bytes);
+    }
+
+    #[test]
+    fn a_cursor_goes_in_the_order_of_internal_keys() {
+        let memtable = Memtable::default();
+        for event in [put("b", 1), put("a", 1), put("a", 2)] {
+            memtable.insert(&event);
+        }
+        let mut cursor = memtable.seek(&[]);
+        for event in [put("a", 2), put("a", 1), put("b", 1)] {
+            assert_eq!(cursor.key(), Some(&internal(&event)[..]));
+            cursor.advance();
+        }
+        assert_eq!(cursor.key(), None);
+        let past = memtable.seek_past(&internal(&put("a", 1)));
+        assert_eq!(past.stored().payload, put("b", 1).payload);
     }
 }

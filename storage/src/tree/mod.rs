@@ -124,6 +124,10 @@ impl<D: Disk> Tree<D> {
     pub(crate) fn open(disk: Arc<D>, dir: &str, config: TreeConfig) -> Result<Self, Error> {
         assert!(2 <= config.merge_width_min && config.merge_width_min <= config.merge_width_max);
         disk.create_dir(dir).map_err(Error::io("create", dir))?;
+        // Names that an earlier process left may be known to the system only.
+        for dir in [dir.rsplit_once('/').map_or("", |(parent, _)| parent), dir] {
+            disk.sync_dir(dir).map_err(sync_failed(dir))?;
+        }
         let manifest = Manifest::open(&*disk, dir)?;
         let state = manifest.state();
         let cache = Arc::new(BlockCache::new(config.block_cache_bytes, config.block_bytes));

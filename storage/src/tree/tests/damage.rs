@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::disk::Fault;
+use crate::disk::{CrashMode, Fault};
 
 /// A tree of two tables, closed.
 fn built() -> (Arc<SimDisk>, Vec<String>) {
@@ -211,6 +211,29 @@ fn the_manifest_is_rewritten_before_it_grows_long() {
     drop(tree);
     assert_eq!(open(&disk).flushed(), Lsn(2999));
     assert_eq!(disk.list("tables").unwrap(), ["MANIFEST"]);
+}
+
+#[test]
+fn an_edit_that_counts_survives_a_crash_before_and_after_a_rewrite() {
+    let disk = Arc::new(SimDisk::new(1));
+    disk.create_dir("tables").unwrap();
+    disk.sync_dir("").unwrap();
+    let mut manifest = Manifest::open(&*disk, "tables").unwrap();
+    let (mut rewrites, mut before) = (0, 0);
+    for n in 1..4000 {
+        let edit = Edit { flushed: Lsn(n), next_table: 1, ..Edit::default() };
+        manifest.append(&*disk, &edit).unwrap();
+        let size = disk.contents("tables/MANIFEST").unwrap().len();
+        rewrites += usize::from(size < before);
+        if size < before || n % 100 == 0 {
+            let disk = disk.fork();
+            disk.restart(CrashMode::LoseUnsynced);
+            let found = Manifest::open(&disk, "tables").unwrap();
+            assert_eq!(found.state(), manifest.state());
+        }
+        before = size;
+    }
+    assert!(1 < rewrites);
 }
 
 proptest! {

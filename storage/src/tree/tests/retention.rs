@@ -19,8 +19,8 @@ enum Step {
     MergeAll,
 }
 
-fn step(ms: std::ops::Range<u64>) -> impl Strategy<Value = Step> {
-    let insert = (0..6_u8, ms, prop::bool::weighted(0.4));
+fn step(keys: u8, ms: std::ops::Range<u64>) -> impl Strategy<Value = Step> {
+    let insert = (0..keys, ms, prop::bool::weighted(0.4));
     prop_oneof![
         20 => insert.prop_map(|(key, ms, is_delete)| Step::Insert { key, ms, is_delete }),
         3 => Just(Step::Rotate),
@@ -164,8 +164,8 @@ proptest! {
     #[test]
     fn merges_keep_what_retention_keeps(
         retention in history_retention(),
-        before in prop::collection::vec(step(0..40), 1..120),
-        after in prop::collection::vec(step(20..60), 1..120),
+        before in prop::collection::vec(step(6, 0..40), 1..120),
+        after in prop::collection::vec(step(3, 20..60), 1..120),
     ) {
         let mut run = Run::new(retention);
         run.now_ms = 40;
@@ -240,6 +240,17 @@ fn a_tombstone_stays_while_an_older_version_is_in_a_memtable() {
     run.tree.request_full_merge();
     settle(&mut run.tree, 0, &run.retentions.clone());
     assert_eq!(run.found(b"a")[0], delete("a", 2));
+}
+
+#[test]
+fn a_tombstone_stays_while_an_older_version_is_kept() {
+    for versions_max in [None, Some(2)] {
+        let mut run = Run::new(HistoryRetention { versions_max, age_ms_max: None });
+        run.raise_floor(stamp(100));
+        work_through(&mut run, &[put("a", 1), delete("a", 2)]);
+        run.check_exact();
+        assert_eq!(run.found(b"a"), [delete("a", 2), put("a", 1)]);
+    }
 }
 
 #[test]
