@@ -424,3 +424,6 @@ fn recovered_bound(metas: &[(String, Bytes)]) -> Result<HybridTime, StartError> 
     let bound = packed.and_then(HybridTime::from_packed);
     bound.ok_or_else(|| StartError::BadMeta { name: name.clone() })
 }
+
+#[cfg(test)]
+mod tests;
