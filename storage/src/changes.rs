@@ -451,10 +451,13 @@ impl<D: Disk> ChangeLog<D> {
     }
 }
 
+/// A segment with its index, as far as it is kept in memory.
+type Indexed<F> = (IndexHead, LogSegment<F>);
+
 fn read_index<D: Disk>(
     disk: &D,
     segment: &Segment<D::File>,
-) -> Result<Option<(IndexHead, LogSegment<D::File>)>, Error> {
+) -> Result<Option<Indexed<D::File>>, Error> {
     let Some(bytes) = read_file(disk, &index_path(segment.first))? else { return Ok(None) };
     let Some((head, marks, _)) = decode_index_head(&bytes) else { return Ok(None) };
     let fits = head.first == segment.first && head.bytes == segment.len && !marks.is_empty();

@@ -43,6 +43,9 @@ const BACKLOG_FACTOR: usize = 16;
 /// All named values together, names counted, in bytes: the state file is written as a whole.
 const META_BYTES_MAX: usize = 64 << 20;
 
+/// A unit of background work, which tells whether there was anything to do.
+type Unit<D> = fn(&mut Storage<D>, now_ms: u64) -> Result<bool, Error>;
+
 /// What a write of the commit put into the write-ahead log.
 enum Logged {
     Event { index: usize, payload: Range<usize> },
@@ -74,6 +77,7 @@ impl<D: Disk> Storage<D> {
     ///
     /// # Panics
     /// If a setting makes no sense, or the cluster's name is too long.
+    #[expect(clippy::needless_pass_by_value, reason = "who opens storage has no more use for it")]
     pub fn open(disk: Arc<D>, config: Config, identity: Identity) -> Result<Self, Error> {
         config.check();
         assert!(identity.cluster.len() <= CLUSTER_NAME_SIZE_MAX);
@@ -196,7 +200,7 @@ impl<D: Disk> Storage<D> {
         self.check_poison()?;
         // What frees room is tried even if what needs room has failed.
         let mut failed = None;
-        let units: [fn(&mut Self, u64) -> Result<bool, Error>; 5] = [
+        let units: [Unit<D>; 5] = [
             |storage, _| storage.write_logs(),
             |storage, now_ms| storage.work_tree(now_ms),
             |storage, _| storage.trim_wal(),

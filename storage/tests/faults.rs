@@ -1,9 +1,12 @@
 //! Faults at every call of the disk, recovery included: what was promised is there, nothing is made up, nothing
 //! is published twice. See `support/model.rs` for the rules.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod support;
 
-use starling_storage::{Config, CrashMode, Fault, SimDisk, Storage, Sync};
+use starling_clock::Stamp;
+use starling_storage::{Config, CrashMode, Error, ErrorKind, Fault, SimDisk, Storage, Sync};
 use support::model::{Model, Numbers, Step, script, tiny_config};
 use support::*;
 
@@ -119,5 +122,68 @@ fn random_scripts_with_random_crashes_agree_with_the_model() {
             disk.restart(MODES[usize::try_from(numbers.below(3)).unwrap()]);
             model.check(&open_with(&disk, config.clone()).unwrap());
         }
+    }
+}
+
+#[test]
+fn a_failed_sync_poisons_writes_and_leaves_reads() {
+    let disk = SimDisk::new(1);
+    let mut storage = open_with(&disk, Config::default()).unwrap();
+    let (kept, lost) = (event(b"kept", 1, b"v"), event(b"lost", 2, b"v"));
+    storage.commit(vec![apply(&kept)], Sync::Now, 1).unwrap();
+    // The write is one call, the sync the next.
+    disk.inject(disk.calls() + 1, Fault::Io);
+    let error = storage.commit(vec![apply(&lost)], Sync::Now, 1).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Indeterminate, "{error}");
+    for _ in 0..2 {
+        let error = storage.commit(vec![apply(&lost)], Sync::Later, 1).unwrap_err();
+        assert!(matches!(error, Error::Poisoned));
+        assert!(matches!(storage.sync(), Err(Error::Poisoned)));
+        assert!(matches!(storage.work(1), Err(Error::Poisoned)));
+    }
+    assert!(storage.status().poisoned);
+    let view = storage.view();
+    assert_eq!(view.get(1, KEYSPACE, b"kept", Stamp::MAX).unwrap(), Some(kept));
+    assert_eq!(view.get(1, KEYSPACE, b"lost", Stamp::MAX).unwrap(), None);
+    assert_eq!(view.change_range(), (1, 2));
+    drop(storage);
+    // The system still shows what the sync lost: a restart must make it durable before it believes it.
+    disk.restart(CrashMode::KeepAll);
+    let shown = open_with(&disk, Config::default()).unwrap().change_range();
+    disk.restart(CrashMode::LoseUnsynced);
+    assert_eq!(open_with(&disk, Config::default()).unwrap().change_range(), shown);
+}
+
+#[test]
+fn a_disk_that_stays_full_refuses_writes_until_there_is_room() {
+    let config = tiny_config(1 << 30);
+    for capacity in (4000..20_000).step_by(531) {
+        let disk = SimDisk::new(capacity);
+        let mut storage = open_with(&disk, config.clone()).unwrap();
+        disk.set_capacity(Some(capacity));
+        let (mut applied, mut refused) = (Vec::new(), 0);
+        for n in 0..400_u64 {
+            let new = event(&n.to_be_bytes(), n, &[5; 60]);
+            match storage.commit(vec![apply(&new)], Sync::Now, n) {
+                Ok(_) => applied.push(new),
+                Err(Error::Full { .. }) => refused += 1,
+                Err(error) => panic!("{error}"),
+            }
+            if let Err(error) = storage.work(n) {
+                assert!(matches!(error, Error::Full { .. }), "{error}");
+            }
+        }
+        assert!(refused > 0, "{capacity}");
+        disk.set_capacity(None);
+        let new = event(b"room", 1000, b"again");
+        storage.commit(vec![apply(&new)], Sync::Now, 1000).unwrap();
+        applied.push(new);
+        work_all(&mut storage, 1000);
+        drop(storage);
+        disk.restart(CrashMode::LoseUnsynced);
+        let storage = open_with(&disk, config.clone()).unwrap();
+        let changes = storage.view().changes(1, usize::MAX, usize::MAX).unwrap();
+        let changed: Vec<_> = changes.into_iter().map(|change| change.event).collect();
+        assert_eq!(changed, applied, "what was refused is not there, the rest is");
     }
 }

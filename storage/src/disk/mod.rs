@@ -72,6 +72,10 @@ pub trait Disk: Send + Sync + 'static {
 }
 
 /// An open file. Reads may run beside writes.
+#[expect(
+    clippy::len_without_is_empty,
+    reason = "a file's length is asked of the system and can fail"
+)]
 pub trait DiskFile: Send + Sync + 'static {
     /// Reads up to `buf.len()` bytes; 0 is the end of the file. May read less than there is.
     ///
@@ -92,10 +96,6 @@ pub trait DiskFile: Send + Sync + 'static {
     ///
     /// # Errors
     /// Whatever the system says.
-    #[expect(
-        clippy::len_without_is_empty,
-        reason = "a file's length is asked of the system and can fail"
-    )]
     fn len(&self) -> io::Result<u64>;
     /// Makes the file `len` bytes long.
     ///

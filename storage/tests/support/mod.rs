@@ -1,4 +1,5 @@
 //! Small settings, so that a few hundred events go through every part; and short names for what tests do all the time.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub(crate) mod model;

@@ -17,7 +17,7 @@ use super::{KEYSPACE, apply, copy, event, open_with};
 
 type Id = (Bytes, Stamp);
 
-/// The greatest sequence done and the values that a name may have.
+/// What storage has promised, and what it may have besides.
 #[derive(Default)]
 pub(crate) struct Model {
     /// Everything that may be there.
@@ -33,7 +33,7 @@ pub(crate) struct Model {
     hints_attempted: BTreeSet<Id>,
     hints_done: BTreeMap<NodeId, u64>,
     /// The value that was promised last, and those that were tried since.
-    metas: BTreeMap<String, Vec<Bytes>>,
+    metas: BTreeMap<String, (Option<Bytes>, Vec<Bytes>)>,
 }
 
 #[derive(Clone, Debug)]
@@ -106,9 +106,7 @@ fn any_write(numbers: &mut Numbers, ms: u64) -> Write {
     let payload = vec![u8::try_from(numbers.below(256)).unwrap(); usize::try_from(size).unwrap()];
     // Below the present too, so that stamps come out of order.
     let stamp_ms = (ms * 4 + numbers.below(8)).saturating_sub(numbers.below(2) * 40);
-    // One identity must always be one event.
-    let body =
-        |payload: &[u8]| event(&key, stamp_ms * 256 + u64::from(payload.len() as u8), payload);
+    let body = |payload: &[u8]| event(&key, stamp_ms, payload);
     let target = NodeId(7 + numbers.below(2));
     match numbers.below(20) {
         0..=8 => apply(&unique(body(&payload), numbers)),
@@ -146,7 +144,7 @@ impl Model {
         config: &Config,
         steps: &[Step],
     ) -> Option<Storage<SimDisk>> {
-        let mut storage = self.open(disk, config)?;
+        let mut storage = Self::open(disk, config)?;
         for (index, step) in steps.iter().enumerate() {
             let now_ms = index as u64;
             match step {
@@ -160,7 +158,7 @@ impl Model {
                 Step::Reopen => {
                     drop(storage);
                     // The process ends; what was not synced is still with the system.
-                    storage = self.open(disk, config)?;
+                    storage = Self::open(disk, config)?;
                 }
             }
             self.read_changes(&storage);
@@ -172,7 +170,7 @@ impl Model {
     }
 
     /// Opens; tries again once, as a one-time fault may have come.
-    fn open(&mut self, disk: &SimDisk, config: &Config) -> Option<Storage<SimDisk>> {
+    fn open(disk: &SimDisk, config: &Config) -> Option<Storage<SimDisk>> {
         match open_with(disk, config.clone()) {
             Ok(storage) => Some(storage),
             Err(error) => {
@@ -197,7 +195,7 @@ impl Model {
     ) {
         let result = storage.commit(writes.to_vec(), sync, now_ms);
         match &result {
-            Ok(outcomes) => self.take(storage, writes, outcomes),
+            Ok(outcomes) => self.take(writes, outcomes),
             Err(error) if error.kind() == ErrorKind::Indeterminate => {
                 self.take_unknown(writes);
                 let again = storage.commit(Vec::new(), Sync::Now, now_ms);
@@ -217,7 +215,7 @@ impl Model {
         }
     }
 
-    fn take(&mut self, storage: &Storage<SimDisk>, writes: &[Write], outcomes: &[Outcome]) {
+    fn take(&mut self, writes: &[Write], outcomes: &[Outcome]) {
         assert_eq!(writes.len(), outcomes.len());
         for (write, outcome) in writes.iter().zip(outcomes) {
             match (write, outcome) {
@@ -244,8 +242,7 @@ impl Model {
                     *done = (*done).max(*up_to);
                 }
                 (Write::Meta { name, value }, Outcome::Done) => {
-                    assert_eq!(storage.meta(name).is_some(), true);
-                    self.metas.insert(name.clone(), vec![value.clone()]);
+                    self.metas.insert(name.clone(), (Some(value.clone()), Vec::new()));
                 }
                 other => panic!("{other:?}"),
             }
@@ -270,7 +267,7 @@ impl Model {
                     *done = (*done).max(*up_to);
                 }
                 Write::Meta { name, value } => {
-                    self.metas.entry(name.clone()).or_default().push(value.clone());
+                    self.metas.entry(name.clone()).or_default().1.push(value.clone());
                 }
             }
         }
@@ -302,19 +299,13 @@ impl Model {
             assert!(visible.contains_key(event_id), "promised and lost: {event_id:?}");
         }
         self.check_changes(storage, &visible);
-        self.check_keys(storage, &visible);
+        Self::check_keys(storage, &visible);
         self.check_hints(storage);
-        for (name, values) in &mut self.metas {
+        for (name, (promised, tried)) in &mut self.metas {
             let value = storage.meta(name);
-            let unknown = values.len() > 1;
-            assert!(
-                value.as_ref().is_some_and(|value| values.contains(value))
-                    || unknown
-                    || value.is_none() && values.len() == 1
-            );
-            if let Some(value) = value {
-                *values = vec![value];
-            }
+            let known = value == *promised || value.as_ref().is_some_and(|v| tried.contains(v));
+            assert!(known, "{name}: {value:?}, promised {promised:?}, tried {tried:?}");
+            (*promised, *tried) = (value, Vec::new());
         }
         self.promised = visible.into_keys().collect();
         self.unsynced.clear();
@@ -353,7 +344,7 @@ impl Model {
         self.published.extend(changes.iter().map(|change| (change.sequence, id(&change.event))));
     }
 
-    fn check_keys(&self, storage: &Storage<SimDisk>, visible: &BTreeMap<Id, Event>) {
+    fn check_keys(storage: &Storage<SimDisk>, visible: &BTreeMap<Id, Event>) {
         let view = storage.view();
         for key in b'a'..=b'l' {
             let of_key: Vec<&Event> =
@@ -384,7 +375,9 @@ impl Model {
             }
             let from = (target, 0)..=(target, u64::MAX);
             let gone: Vec<_> = self.hints.range(from).map(|(key, _)| *key).collect();
-            gone.iter().for_each(|key| drop(self.hints.remove(key)));
+            for key in gone {
+                self.hints.remove(&key);
+            }
             for (sequence, event) in held {
                 self.hints.insert((target, sequence), (event, true));
             }
