@@ -117,6 +117,22 @@ fn a_crash_in_recovery_loses_nothing() {
     }
 }
 
+/// The process ends, a new one opens what the system kept, then the power goes: what the new one said still holds.
+#[test]
+fn what_a_new_process_finds_is_made_durable() {
+    let retentions = Retentions::default();
+    for call in 0..calls_of_a_run(&retentions) {
+        let disk = Arc::new(SimDisk::new(call));
+        disk.inject(call, Fault::Crash);
+        run_to_fault(&disk, &retentions);
+        disk.restart(CrashMode::KeepAll);
+        let found = open(&disk).manifest.state().clone();
+        disk.crash();
+        disk.restart(CrashMode::LoseUnsynced);
+        assert_eq!(open(&disk).manifest.state(), &found, "call {call}");
+    }
+}
+
 #[test]
 fn a_crash_while_history_is_dropped_keeps_the_newest() {
     let mut retentions = Retentions::default();
