@@ -6,7 +6,9 @@ use quinn::{ConnectionError, Endpoint, VarInt};
 use starling_client::transport::tls::{client_name, node_name};
 use starling_client::transport::{FRAME_SIZE_MAX, HEADER_SIZE, PeerIdentity, negotiated_protocol};
 use starling_client::wire::{ALPN_CLIENT, ALPN_PEER, Response};
-use starling_client::{Client, ClientConfig, ClientError, ErrorKind, NodeId};
+use starling_client::{
+    Client, ClientConfig, ClientError, Credentials, ErrorKind, NodeId, TlsError, TlsFiles,
+};
 
 use crate::support::{Authority, Cluster, dialler, listen, soon, value, written};
 
@@ -271,4 +273,70 @@ async fn a_stream_that_ends_costs_the_connection() {
     asked.connection.close(VarInt::from_u32(9), b"going");
     cluster.asked().await.answer(&value(1, b"payload"));
     assert!(soon(read).await.unwrap().unwrap().is_some());
+}
+
+#[test]
+fn credentials_that_cannot_be_used_are_told_by_file() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.issue(&["node.starling", "7.node.starling"]);
+    let (_, other_key) = authority.issue(&["node.starling"]);
+    let directory = tempfile::tempdir().unwrap();
+    let files = TlsFiles::of_node(directory.path());
+    match Credentials::from_files(&files) {
+        Err(TlsError::Read { path, .. }) => assert_eq!(path, files.authority),
+        other => panic!("{other:?}"),
+    }
+    std::fs::write(&files.authority, authority.pem()).unwrap();
+    std::fs::write(&files.certificate, &certificate).unwrap();
+    for not_a_key in ["", "no PEM", certificate.as_str()] {
+        std::fs::write(&files.key, not_a_key).unwrap();
+        match Credentials::from_files(&files) {
+            Err(TlsError::Pem { origin, .. }) => {
+                assert_eq!(origin, files.key.display().to_string());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    std::fs::write(&files.key, other_key).unwrap();
+    let unpaired = Credentials::from_files(&files).unwrap();
+    assert!(matches!(unpaired.client_crypto(ALPN_CLIENT), Err(TlsError::Pair(_))));
+    assert!(matches!(unpaired.server_crypto(&[ALPN_CLIENT]), Err(TlsError::Pair(_))));
+
+    std::fs::write(&files.key, key).unwrap();
+    let credentials = Credentials::from_files(&files).unwrap();
+    assert_eq!(credentials.identity().unwrap(), PeerIdentity::Node(NodeId(7)));
+    assert!(!format!("{credentials:?}").contains("PRIVATE"));
+    std::fs::write(&files.authority, "").unwrap();
+    assert!(matches!(Credentials::from_files(&files), Err(TlsError::Pem { .. })));
+}
+
+#[test]
+fn a_certificate_names_one_node_or_one_client() {
+    let authority = Authority::new();
+    let identity = |names: &[&str]| authority.credentials(names).identity().ok();
+    let ann = Some(PeerIdentity::Client("ann".to_owned()));
+    assert_eq!(identity(&["ann.client.starling"]), ann);
+    assert_eq!(
+        identity(&["18446744073709551615.node.starling"]),
+        Some(PeerIdentity::Node(NodeId(u64::MAX)))
+    );
+    for names in [
+        &[][..],
+        &["node.starling"],
+        &["example.org"],
+        &["07.node.starling"],
+        &["+7.node.starling"],
+        &["18446744073709551616.node.starling"],
+        &["x7.node.starling"],
+        &["7.node.starling.example.org"],
+        &["client.starling"],
+        &["a.b.client.starling"],
+        &["7.node.starling", "8.node.starling"],
+        &["7.node.starling", "ann.client.starling"],
+    ] {
+        assert_eq!(identity(names), None, "{names:?}");
+    }
+    for name in ["", "Ann", "a.b", "\u{e4}", &"a".repeat(64)] {
+        assert_eq!(client_name(name), None);
+    }
 }

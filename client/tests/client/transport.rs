@@ -38,7 +38,7 @@ async fn a_full_outbox_refuses_and_says_when_there_is_room() {
     };
     // The writer is not polled in between: what is refused here waits in the outbox alone.
     assert_eq!(fill(&mut pushed), PushError::Full);
-    assert!(pushed as usize * BODY_SIZE <= SIZE_MAX);
+    assert!(pushed * BODY_SIZE as u64 <= SIZE_MAX as u64);
 
     soon(outbox.room()).await.unwrap();
     assert_eq!(fill(&mut pushed), PushError::Full);
@@ -93,7 +93,7 @@ async fn large_frames_wait_for_the_budget() {
     tokio::select! {
         biased;
         _ = &mut reading => panic!("there is no room for a second frame"),
-        _ = async { for _ in 0..1000 { tokio::task::yield_now().await } } => {}
+        () = async { for _ in 0..1000 { tokio::task::yield_now().await } } => {}
     }
     let first_id = held.frame().id;
     drop(held);
