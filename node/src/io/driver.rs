@@ -11,6 +11,7 @@
 //! Everything here runs on one thread; no borrow of the driver is held over an `await`.
 
 use std::cell::RefCell;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -29,7 +30,7 @@ use super::peer::Links;
 use super::storage::{StorageEvent, StorageThreads, Ticketed, weight};
 use super::time::Clock;
 use crate::core::Core;
-use crate::core::types::{ConnectionId, Input, Instant, Output, SubscriptionId};
+use crate::core::types::{ConnectionId, Input, Instant, Output, SubscriptionId, Ticket};
 
 /// Requests of one client that are not answered; with more, nothing is read from it.
 const REQUESTS_PER_CLIENT_MAX: usize = 4096;
@@ -88,13 +89,30 @@ struct State {
     draining: bool,
     writes: Vec<Ticketed>,
     reads: Vec<Ticketed>,
-    /// Weights of unanswered requests of storage, by ticket.
-    storage_weights: BTreeMap<crate::core::types::Ticket, usize>,
+    /// Weights of unanswered requests of storage, by ticket. The ticket of requests whose answer nobody waits for is
+    /// given many times: its answers come in the order of its requests.
+    storage_weights: BTreeMap<Ticket, VecDeque<usize>>,
+    storage_requests: usize,
     storage_bytes: usize,
     armed_for: Option<Instant>,
     peer_messages_dropped: u64,
     /// The core is not fed any more.
     finished: bool,
+}
+
+impl State {
+    /// What an answered request kept in memory is free again.
+    fn storage_answered(&mut self, ticket: Ticket) {
+        let Entry::Occupied(mut weights) = self.storage_weights.entry(ticket) else {
+            unreachable!("storage answers what it was asked");
+        };
+        let bytes = weights.get_mut().pop_front().expect("an entry has one at least");
+        if weights.get().is_empty() {
+            weights.remove();
+        }
+        self.storage_bytes -= bytes;
+        self.storage_requests -= 1;
+    }
 }
 
 /// The core and all that is connected to it. Clones share it.
@@ -132,6 +150,7 @@ impl Driver {
             writes: Vec::new(),
             reads: Vec::new(),
             storage_weights: BTreeMap::new(),
+            storage_requests: 0,
             storage_bytes: 0,
             armed_for: None,
             peer_messages_dropped: 0,
@@ -212,7 +231,8 @@ impl Driver {
                 let mut state = self.state.borrow_mut();
                 let bytes = weight(&request);
                 state.storage_bytes += bytes;
-                state.storage_weights.insert(ticket, bytes);
+                state.storage_requests += 1;
+                state.storage_weights.entry(ticket).or_default().push_back(bytes);
                 let lane =
                     if request.is_write_lane() { &mut state.writes } else { &mut state.reads };
                 lane.push((ticket, request));
@@ -304,9 +324,7 @@ impl Driver {
             for event in events.drain(..) {
                 inputs.push(match event {
                     StorageEvent::Done(ticket, answer) => {
-                        let mut state = self.state.borrow_mut();
-                        let bytes = state.storage_weights.remove(&ticket).expect("it was asked");
-                        state.storage_bytes -= bytes;
+                        self.state.borrow_mut().storage_answered(ticket);
                         Input::StorageDone { ticket, answer }
                     }
                     StorageEvent::ChangesGrew(end) => Input::ChangesGrew { end },
@@ -322,7 +340,7 @@ impl Driver {
 
     fn storage_has_room(&self) -> bool {
         let state = self.state.borrow();
-        state.storage_weights.len() < STORAGE_REQUESTS_MAX
+        state.storage_requests < STORAGE_REQUESTS_MAX
             && state.storage_bytes < STORAGE_BYTES_MAX
     }
 

@@ -303,7 +303,8 @@ async fn serve(
 }
 
 async fn messages(driver: &Driver, peer: NodeId, mut reader: FrameReader) -> Result<(), PeerError> {
-    while reader.read().await? {
+    // What came in the same packet as the greeting is in the reader already.
+    loop {
         let mut inputs = Vec::new();
         let ended = loop {
             match reader.next_frame() {
@@ -319,8 +320,10 @@ async fn messages(driver: &Driver, peer: NodeId, mut reader: FrameReader) -> Res
         driver.feed_all(inputs);
         ended?;
         driver.storage_room().await;
+        if !reader.read().await? {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
 fn message(from: NodeId, kind: FrameKind, body: &[u8]) -> Result<Input, PeerError> {
