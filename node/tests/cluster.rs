@@ -8,7 +8,7 @@ use harness::{CALM, Network, Pending, ROUGH, World, limits, write};
 use rand::RngExt;
 use starling_client::codec::{Blob, Text};
 use starling_client::wire::{
-    Action, ChangesFrom, ChangesItem, ChangesRequest, Durability, ErrorCode, ErrorKind,
+    Action, ChangesFrom, ChangesItem, ChangesRequest, Durability, ErrorCode, ErrorKind, Header,
     KeyspaceSettings, Level, Request, Response, Version,
 };
 use starling_clock::{NodeId, Stamp};
@@ -170,7 +170,7 @@ fn a_repetition_of_an_unknown_write_makes_no_second_event() {
     world.heal();
     world.run_ms(2_000);
     // Another coordinator has never heard of the request.
-    let again = starling_client::wire::Header { attempt: 1, ..header };
+    let again = Header { attempt: 1, ..header };
     let pending = world.request(2, again, request);
     written(world.wait(pending));
     world.run_ms(2_000);
@@ -333,21 +333,58 @@ fn a_subscription_follows_what_the_node_applies() {
     );
 }
 
+/// A write of a random run, with all attempts at it.
+#[derive(Debug)]
+struct Attempted {
+    attempts: Vec<Pending>,
+    began_us: u64,
+    header: Header,
+    payload: Vec<u8>,
+}
+
 /// What a random run knows of a key.
 #[derive(Debug, Default)]
 struct Known {
-    /// Writes: when asked for, the payload, the answer.
-    writes: Vec<(Pending, u64, Vec<u8>)>,
+    writes: Vec<Attempted>,
     /// Reads: when asked for.
     reads: Vec<(Pending, u64)>,
 }
 
-/// Some hundreds of operations at quorum with crashes and cuts between them; then everything heals.
-fn soak(seed: u64, network: Network, operations: usize) -> (World, BTreeMap<u8, Known>) {
-    let nodes = if seed % 3 == 0 { 5 } else { 3 };
+/// One operation of a random run at a node that runs: a write, a read, or another attempt at a write that is unknown.
+fn operate(world: &mut World, known: &mut BTreeMap<u8, Known>, id: u64, number: usize) {
+    let key = world.random().random_range(0..6u8);
+    let draw = world.random().random_range(0..100u32);
+    let began_us = world.now_us();
+    let known = known.entry(key).or_default();
+    if draw < 55 {
+        let header = world.header(1_000);
+        let payload = number.to_le_bytes().to_vec();
+        let request = write("default", &[key], Some(&payload), Level::Quorum);
+        let attempts = vec![world.request(id, header, request)];
+        known.writes.push(Attempted { attempts, began_us, header, payload });
+    } else if draw < 90 {
+        known.reads.push((world.begin_get(id, &[key], Level::Quorum), began_us));
+    } else if let Some(last) = known.writes.last_mut() {
+        // The client may give up before the node does, so the answer may be missing too.
+        let answer = last.attempts.last().and_then(|attempt| world.answers.get(&attempt.0));
+        let is_unknown = answer.is_none_or(|(_, response)| {
+            matches!(response, Response::Error(error) if error.kind() == ErrorKind::Unknown)
+        });
+        if is_unknown {
+            let attempt = u8::try_from(last.attempts.len()).unwrap();
+            let header = Header { attempt, ..last.header };
+            let request = write("default", &[key], Some(&last.payload), Level::Quorum);
+            last.attempts.push(world.request(id, header, request));
+        }
+    }
+}
+
+/// Some hundreds of operations at quorum, in bursts, with crashes, cuts and clocks that run apart; then everything heals.
+fn soak(seed: u64, network: Network, steps: usize) -> (World, BTreeMap<u8, Known>) {
+    let nodes = if seed.is_multiple_of(3) { 5 } else { 3 };
     let mut world = World::new(seed, nodes, network);
     let mut known: BTreeMap<u8, Known> = BTreeMap::new();
-    for number in 0..operations {
+    for number in 0..steps {
         let draw = world.random().random_range(0..100u32);
         let id = world.random().random_range(1..=nodes);
         let down: Vec<u64> =
@@ -366,22 +403,13 @@ fn soak(seed: u64, network: Network, operations: usize) -> (World, BTreeMap<u8, 
                 let skew_ms = world.random().random_range(-150..150i64);
                 world.skew(id, skew_ms);
             }
-            _ if !world.is_running(id) => {}
-            _ => {
-                let key = world.random().random_range(0..8u8);
-                let now_us = world.now_us();
-                let entry = known.entry(key).or_default();
-                if draw < 60 {
-                    let payload = number.to_le_bytes().to_vec();
-                    let pending = world.begin_write(id, &[key], Some(&payload), Level::Quorum);
-                    entry.writes.push((pending, now_us, payload));
-                } else {
-                    entry.reads.push((world.begin_get(id, &[key], Level::Quorum), now_us));
-                }
-            }
+            _ if world.is_running(id) => operate(&mut world, &mut known, id, number),
+            _ => {}
         }
-        let pause_ms = world.random().random_range(0..40);
-        world.run_ms(pause_ms);
+        if world.random().random_range(0..3u32) == 0 {
+            let pause_ms = world.random().random_range(0..60);
+            world.run_ms(pause_ms);
+        }
     }
     world.set_network(CALM);
     world.heal();
@@ -395,54 +423,67 @@ fn soak(seed: u64, network: Network, operations: usize) -> (World, BTreeMap<u8, 
     (world, known)
 }
 
-/// No acked write is lost, no quorum read is older than what was acked before it began, all replicas agree in the end.
-fn check(seed: u64, world: &mut World, known: &BTreeMap<u8, Known>) {
-    let mut acked_count = 0;
-    for (&key, known) in known {
-        let answer = |world: &World, pending: &Pending| world.answers.get(&pending.0).cloned();
-        let mut acked: Vec<(u64, Stamp, bool)> = Vec::new();
-        for (pending, _, payload) in &known.writes {
-            if let Some((at, Response::Written { stamp, superseded, .. })) = answer(world, pending)
-            {
-                acked.push((at, stamp.0, superseded));
-                let holders = world.node_ids().into_iter().filter(|&id| {
-                    let events = world.events(id);
-                    events.iter().any(|e| e.stamp == stamp.0 && e.payload == payload[..])
-                });
-                assert_eq!(holders.count(), 3, "seed {seed} key {key}: {stamp:?} was acked");
-            }
-        }
-        acked_count += acked.len();
-        for (pending, began) in &known.reads {
-            if let Some((_, Response::Value { version })) = answer(world, pending) {
-                let newest = acked.iter().filter(|(at, ..)| at < began).map(|(_, s, _)| *s).max();
-                let read = version.map(|version| version.stamp.0);
-                assert!(read >= newest, "seed {seed} key {key}: {read:?} after {newest:?}");
-            }
-        }
-        // By real time: a write that began after another was acked is not below it, unless it was told so (G4).
-        for (pending, began, _) in &known.writes {
-            if let Some((_, Response::Written { stamp, superseded: false, .. })) =
-                answer(world, pending)
-            {
-                let before = acked.iter().filter(|(at, ..)| at < began).map(|(_, s, _)| *s).max();
-                assert!(Some(stamp.0) > before, "seed {seed} key {key}: {stamp:?}, {before:?}");
-            }
+/// When an attempt was first answered, with which stamp, and whether the answer said that it is history already.
+fn acked(world: &World, write: &Attempted) -> Vec<(u64, Stamp, bool)> {
+    let answers = write.attempts.iter().filter_map(|attempt| world.answers.get(&attempt.0));
+    let acked = answers.filter_map(|(at, response)| match response {
+        Response::Written { stamp, superseded, .. } => Some((*at, stamp.0, *superseded)),
+        _ => None,
+    });
+    acked.collect()
+}
+
+/// No acked write is lost, and no quorum read is older than what was acked, or read, before it began.
+fn check_key(seed: u64, world: &mut World, key: u8, known: &Known) -> usize {
+    let acks: Vec<_> = known.writes.iter().flat_map(|write| acked(world, write)).collect();
+    let newest_before = |time: u64| acks.iter().filter(|ack| ack.0 < time).map(|ack| ack.1).max();
+    for write in &known.writes {
+        for (_, stamp, superseded) in acked(world, write) {
+            let ids = world.node_ids().into_iter();
+            let holds = |id: &u64| {
+                let events = world.events(*id);
+                events.iter().any(|it| it.stamp == stamp && it.payload == write.payload[..])
+            };
+            assert_eq!(ids.filter(holds).count(), 3, "seed {seed} key {key}: {stamp} was acked");
+            // G4, by real time: it is above what was acked before it began, or its client was told.
+            let before = newest_before(write.began_us);
+            assert!(
+                superseded || Some(stamp) > before,
+                "seed {seed} key {key}: {stamp} is not above {before:?}"
+            );
         }
     }
-    assert!(acked_count > 20, "seed {seed}: the run did something: {acked_count}");
-    let ids = world.node_ids();
-    for &id in &ids {
+    let mut read: Vec<(u64, Option<Stamp>)> = Vec::new();
+    for (pending, began_us) in &known.reads {
+        if let Some((at, Response::Value { version })) = world.answers.get(&pending.0) {
+            let stamp = version.as_ref().map(|version| version.stamp.0);
+            let newest = newest_before(*began_us);
+            assert!(stamp >= newest, "seed {seed} key {key}: read {stamp:?} after {newest:?}");
+            let earlier = read.iter().filter(|(at, _)| at < began_us).filter_map(|(_, s)| *s).max();
+            assert!(stamp >= earlier, "seed {seed} key {key}: {stamp:?} un-returned {earlier:?}");
+            read.push((*at, stamp));
+        }
+    }
+    // However often it was attempted, a write is one.
+    let versions = world.history(1, &[key], Level::All).unwrap();
+    let requests: BTreeSet<_> = versions.iter().map(|version| version.request).collect();
+    assert_eq!(requests.len(), versions.len(), "seed {seed} key {key}: a write is shown once");
+    acks.len()
+}
+
+/// What holds for each key, and that all replicas agree in the end.
+fn check(seed: u64, world: &mut World, known: &BTreeMap<u8, Known>) {
+    let acks: usize = known.iter().map(|(&key, known)| check_key(seed, world, key, known)).sum();
+    assert!(acks > 20, "seed {seed}: the run did something: {acks}");
+    let mut holders: BTreeMap<(Vec<u8>, Stamp), BTreeSet<NodeId>> = BTreeMap::new();
+    for id in world.node_ids() {
         world.check_changes(id);
         assert_eq!(world.core(id).in_flight(), 0, "seed {seed}: node {id}");
-    }
-    // Each event is at all three of its homes, or nowhere.
-    let mut holders: BTreeMap<(Vec<u8>, Stamp), BTreeSet<NodeId>> = BTreeMap::new();
-    for &id in &ids {
         for event in world.events(id) {
             holders.entry((event.key.to_vec(), event.stamp)).or_default().insert(NodeId(id));
         }
     }
+    // Each event is at all three homes of its key.
     let homes: BTreeMap<_, _> =
         holders.iter().map(|((key, _), nodes)| (key.clone(), nodes.clone())).collect();
     for ((key, stamp), nodes) in &holders {
@@ -454,14 +495,14 @@ fn check(seed: u64, world: &mut World, known: &BTreeMap<u8, Known>) {
 fn random_runs_keep_the_promises() {
     for seed in 0..20 {
         let network = if seed % 2 == 0 { CALM } else { ROUGH };
-        let (mut world, known) = soak(seed, network, 300);
+        let (mut world, known) = soak(seed, network, 600);
         check(seed, &mut world, &known);
     }
 }
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
-    let trace = |seed| soak(seed, ROUGH, 120).0.trace();
+    let trace = |seed| soak(seed, ROUGH, 200).0.trace();
     assert_eq!(trace(7), trace(7));
     assert_ne!(trace(7), trace(8));
 }

@@ -349,6 +349,9 @@ impl World {
 
     fn happen(&mut self, node: NodeId, event: Happening) {
         match event {
+            // Both have a new connection by now: the last one is not gone.
+            Happening::Input(Input::PeerDisconnected { peer })
+                if self.connected.contains(&pair(node, peer)) => {}
             Happening::Input(input) => self.input(node, input),
             Happening::Dial(peer) => self.connect(node, peer),
             Happening::Read(ticket, request) => {
