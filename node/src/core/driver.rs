@@ -12,6 +12,7 @@ use starling_clock::{HybridTime, NodeId};
 use starling_storage::{Event, Mode, Outcome, Provenance};
 
 use super::anti_entropy::AntiEntropy;
+use super::error::Refusal;
 use super::flights::{About, Flight, Flights, Questions};
 use super::hints::{Replay, ReplayOutput};
 use super::membership;
@@ -19,7 +20,6 @@ use super::peer::{PeerMessage, ReadQuery, WriteOutcome};
 use super::peers::{ServedRead, ServedWrite};
 use super::reads::ReadWork;
 use super::registers::{Adopt, CreateWork, NewKeyspace};
-use super::error::Refusal;
 use super::replica::{self, Declined, ReplicaAnswer};
 use super::requests::Client;
 use super::storage::{StorageAnswer, StorageFailure, StorageRequest};
@@ -32,6 +32,7 @@ pub(super) const TICKET_NOBODY: Ticket = Ticket(0);
 
 /// What is in flight.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "flights are boxed, and the large are the frequent")]
 pub(super) enum Work {
     Put(PutWork),
     Read(ReadWork),
@@ -82,8 +83,7 @@ impl Core {
                 _ => vec![WriteOutcome::Invalid],
             }),
             About::Read(_) => Reply::Read(answer.into()),
-            About::Register => Reply::Storage(answer),
-            About::Hint(_) | About::Local => Reply::Storage(answer),
+            About::Register | About::Hint(_) | About::Local => Reply::Storage(answer),
         };
         self.deliver(id, flight, own, about, reply);
     }

@@ -365,3 +365,136 @@ fn scan<D: Disk>(view: &View<D>, request: StorageRequest) -> Result<StorageAnswe
     }
     Ok(StorageAnswer::Scanned { events, covered: None })
 }
+
+#[cfg(test)]
+mod tests {
+    use starling_clock::{HybridTime, NodeId};
+    use starling_storage::{
+        Action, Config, Event, Identity, KeyspaceId, Mode, Provenance, RequestId, SimDisk,
+    };
+
+    use super::*;
+
+    fn writer(disk: &SimDisk, config: Config) -> Writer<SimDisk> {
+        let identity = Identity { cluster: "test".into(), node: NodeId(1) };
+        Writer::new(Storage::open(Arc::new(disk.clone()), config, identity).unwrap())
+    }
+
+    fn event(key: &str, ms: u64, size: usize) -> Event {
+        Event {
+            partition: 0,
+            keyspace: KeyspaceId(7),
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            stamp: Stamp::new(HybridTime::new(ms, 0), NodeId(1)),
+            request: RequestId::default(),
+            action: Action::Put,
+            payload: vec![0; size].into(),
+        }
+    }
+
+    fn apply(events: Vec<Event>) -> StorageRequest {
+        let (provenance, mode) = (Provenance::Write, Mode::Direct);
+        StorageRequest::Apply { events, provenance, mode, sync: true }
+    }
+
+    fn hint(target: u64, size: usize) -> StorageRequest {
+        let event = event("hinted", 1, size);
+        StorageRequest::Hint { targets: vec![NodeId(target)], event, sync: false }
+    }
+
+    fn execute(writer: &mut Writer<SimDisk>, requests: Vec<StorageRequest>) -> Vec<StorageAnswer> {
+        let tickets = (1..).map(Ticket);
+        let batch: Vec<_> = tickets.clone().zip(requests).collect();
+        let answers = writer.execute(0, batch);
+        assert!(answers.iter().map(|(ticket, _)| *ticket).eq(tickets.take(answers.len())));
+        answers.into_iter().map(|(_, answer)| answer).collect()
+    }
+
+    #[test]
+    fn a_batch_is_one_sync_and_a_bad_event_fails_alone() {
+        let disk = SimDisk::new(1);
+        let mut writer = writer(&disk, Config { payload_size_max: 10, ..Config::default() });
+        let before = disk.syncs();
+        let many = (0..20).map(|number| apply(vec![event(&format!("k{number}"), 5, 1)]));
+        let answers = execute(&mut writer, many.collect());
+        assert!(answers.iter().all(|answer| matches!(answer, StorageAnswer::Applied(_))));
+        assert_eq!(disk.syncs() - before, 1);
+
+        let requests = vec![
+            apply(vec![event("a", 5, 1), event("k1", 4, 1)]),
+            apply(vec![event("large", 5, 11)]),
+            StorageRequest::Meta { name: "name".into(), value: Bytes::from_static(b"value") },
+            StorageRequest::Status,
+        ];
+        let answers = execute(&mut writer, requests);
+        let StorageAnswer::Applied(outcomes) = &answers[0] else { panic!("{answers:?}") };
+        assert!(matches!(outcomes[..], [Outcome::Applied { .. }, Outcome::Superseded { .. }]));
+        assert!(matches!(answers[1], StorageAnswer::Failed(StorageFailure::Invalid)));
+        assert!(matches!(answers[2], StorageAnswer::Done));
+        assert!(
+            matches!(&answers[3], StorageAnswer::Status(report) if report.storage.changes_end > 20)
+        );
+        assert!(writer.storage().meta("name").is_some());
+    }
+
+    #[test]
+    fn full_hints_fail_alone_and_at_no_cost() {
+        let disk = SimDisk::new(1);
+        let config = Config { hint_bytes_max: 2000, ..Config::default() };
+        let mut writer = writer(&disk, config);
+        execute(&mut writer, vec![hint(3, 1)]);
+        for _ in 0..3 {
+            execute(&mut writer, vec![hint(2, 900)]);
+        }
+        let before = disk.syncs();
+        let requests = vec![apply(vec![event("k", 1, 1)]), hint(2, 900), hint(3, 900)];
+        let answers = execute(&mut writer, requests);
+        assert!(matches!(answers[0], StorageAnswer::Applied(_)));
+        assert!(matches!(answers[1], StorageAnswer::Failed(StorageFailure::Full)));
+        assert!(matches!(answers[2], StorageAnswer::Done));
+        assert_eq!(disk.syncs() - before, 1);
+    }
+
+    #[test]
+    fn a_reader_sees_what_was_answered_also_after_flushes() {
+        let disk = SimDisk::new(1);
+        let config = Config { memtable_bytes_max: 4096, ..Config::default() };
+        let mut writer = writer(&disk, config);
+        let reader = writer.reader();
+        for number in 0..100 {
+            let key = format!("k{number:03}");
+            execute(&mut writer, vec![apply(vec![event(&key, 5, 200)])]);
+            let key = Bytes::from(key);
+            let (partition, keyspace, at) = (0, KeyspaceId(7), Stamp::MAX);
+            let get = StorageRequest::Get { partition, keyspace, key, at, payload_size_max: 100 };
+            let answer = reader.execute(get);
+            let StorageAnswer::Event { event: Some(event), cut: true } = answer else {
+                panic!("{answer:?}")
+            };
+            assert!(event.payload.is_empty());
+            writer.storage_mut().work(0).unwrap();
+        }
+        // A scan by pages is everything, once, in order.
+        let (mut after, mut keys) = (None, Vec::new());
+        loop {
+            let answer = reader.execute(StorageRequest::Scan {
+                first: 0,
+                last: 3,
+                keyspace: KeyspaceId(7),
+                prefix: Bytes::from_static(b"k0"),
+                after: after.take(),
+                limit: 7,
+                bytes_max: 10_000,
+            });
+            let StorageAnswer::Scanned { events, covered } = answer else { panic!("{answer:?}") };
+            assert!(events.len() <= 7);
+            keys.extend(events.into_iter().map(|event| event.key));
+            let Some((partition, key)) = covered else { break };
+            assert_eq!(partition, 0);
+            after = Some(key);
+        }
+        let expected: Vec<_> =
+            (0..100).map(|number| Bytes::from(format!("k{number:03}"))).collect();
+        assert_eq!(keys, expected);
+    }
+}

@@ -13,7 +13,7 @@ use starling_clock::NodeId;
 use super::types::Instant;
 
 /// Bits of a question's number that tell it from others of its flight.
-const QUESTION_BITS: u32 = 16;
+const QUESTION_BITS: u32 = u16::BITS;
 
 /// What an open question is about; handed back with its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +69,7 @@ impl Questions {
 
     /// The question with this number is answered by `from`.
     fn close(&mut self, op: u64, from: NodeId) -> Option<About> {
-        let number = (op & ((1 << QUESTION_BITS) - 1)) as u16;
+        let number = u16::try_from(op & u64::from(u16::MAX)).expect("16 bits are left");
         let matches = |question: &Question| question.number == number && question.to == from;
         let at = self.open.iter().position(matches)?;
         Some(self.open.swap_remove(at).about)
@@ -87,14 +87,14 @@ pub(super) struct Flight<W> {
 /// Everything in flight.
 #[derive(Debug)]
 pub(super) struct Flights<W> {
-    flights: BTreeMap<u64, Box<Flight<W>>>,
+    by_id: BTreeMap<u64, Box<Flight<W>>>,
     timers: BTreeSet<(Instant, u64)>,
     next: u64,
 }
 
 impl<W> Flights<W> {
     pub(super) fn new() -> Self {
-        Self { flights: BTreeMap::new(), timers: BTreeSet::new(), next: 1 }
+        Self { by_id: BTreeMap::new(), timers: BTreeSet::new(), next: 1 }
     }
 
     /// A number for a new flight. 0 is never given: it stands for nobody.
@@ -106,21 +106,25 @@ impl<W> Flights<W> {
 
     /// How many there are.
     pub(super) fn len(&self) -> usize {
-        self.flights.len()
+        self.by_id.len()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &W)> {
-        self.flights.iter().map(|(&id, flight)| (id, &flight.work))
+        self.by_id.iter().map(|(&id, flight)| (id, &flight.work))
     }
 
     /// A new flight, to be handed to [`Self::keep`].
+    #[expect(
+        clippy::unnecessary_box_returns,
+        reason = "flights move in and out of the table: a pointer is moved"
+    )]
     pub(super) fn start(work: W) -> Box<Flight<W>> {
         Box::new(Flight { work, questions: Questions::default(), timer: None })
     }
 
     /// Takes a flight out, to drive it.
     pub(super) fn take(&mut self, id: u64) -> Option<Box<Flight<W>>> {
-        self.flights.remove(&id)
+        self.by_id.remove(&id)
     }
 
     /// Takes out the flight that asked the question `op` of `from`; `None` if it is over or did not ask that.
@@ -130,9 +134,9 @@ impl<W> Flights<W> {
         from: NodeId,
     ) -> Option<(u64, Box<Flight<W>>, About)> {
         let id = op >> QUESTION_BITS;
-        let flight = self.flights.get_mut(&id)?;
+        let flight = self.by_id.get_mut(&id)?;
         let about = flight.questions.close(op, from)?;
-        Some((id, self.flights.remove(&id)?, about))
+        Some((id, self.by_id.remove(&id)?, about))
     }
 
     /// Puts a flight back that goes on, to be woken at `timer`.
@@ -146,7 +150,7 @@ impl<W> Flights<W> {
             }
             flight.timer = timer;
         }
-        let before = self.flights.insert(id, flight);
+        let before = self.by_id.insert(id, flight);
         assert!(before.is_none(), "a flight is kept once");
     }
 

@@ -175,3 +175,76 @@ impl Replay {
         self.state = State::Waiting { events, up_to, at: now.plus_ms(wait_ms) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::replica::testing;
+    use starling_storage::Action;
+
+    fn hints(sequences: std::ops::Range<u64>) -> Vec<(u64, Event)> {
+        sequences.map(|at| (at, testing::event(b"k", at, Action::Put, b"v"))).collect()
+    }
+
+    fn outputs(replay: &mut Replay) -> Vec<ReplayOutput> {
+        std::iter::from_fn(|| replay.poll_output()).collect()
+    }
+
+    fn sent(batch: u32, sequences: std::ops::Range<u64>) -> Vec<ReplayOutput> {
+        let events = hints(sequences).into_iter().map(|(_, event)| event).collect();
+        vec![ReplayOutput::Send { batch, events }]
+    }
+
+    #[test]
+    fn batches_go_one_after_the_other_until_there_are_none() {
+        let mut replay = Replay::new(NodeId(2), 1000, (100, 400));
+        assert_eq!(outputs(&mut replay), [ReplayOutput::Read { after: 0 }]);
+        replay.handle_batch(Instant(0), hints(3..6));
+        assert_eq!(outputs(&mut replay), sent(1, 3..6));
+        // One event is malformed over there and will stay so.
+        let taken = [WriteOutcome::Applied, WriteOutcome::Duplicate, WriteOutcome::Invalid];
+        replay.handle_outcomes(Instant(0), 1, &taken);
+        let expected =
+            [ReplayOutput::Delivered { up_to: 5, events: 2 }, ReplayOutput::Read { after: 5 }];
+        assert_eq!(outputs(&mut replay), expected);
+        replay.handle_batch(Instant(0), Vec::new());
+        assert!(replay.is_done());
+        assert_eq!(replay.poll_timeout(), None);
+    }
+
+    #[test]
+    fn what_was_not_taken_is_sent_again_with_growing_waits() {
+        let mut replay = Replay::new(NodeId(2), 1000, (100, 400));
+        replay.handle_batch(Instant(0), hints(1..3));
+        outputs(&mut replay);
+        let mut now = Instant(0);
+        for (batch, wait_ms) in [(1, 100), (2, 200), (3, 400), (4, 400)] {
+            let refused = [WriteOutcome::Applied, WriteOutcome::Overloaded];
+            replay.handle_outcomes(now, batch, &refused);
+            assert_eq!(replay.poll_timeout(), Some(now.plus_ms(wait_ms)));
+            replay.handle_timeout(Instant(now.plus_ms(wait_ms).0 - 1));
+            assert_eq!(outputs(&mut replay), []);
+            now = now.plus_ms(wait_ms);
+            replay.handle_timeout(now);
+            assert_eq!(outputs(&mut replay), sent(batch + 1, 1..3));
+        }
+        // Without an answer too; a late answer to an earlier batch does not count.
+        replay.handle_outcomes(now, 4, &[WriteOutcome::Applied; 2]);
+        replay.handle_outcomes(now, 5, &[WriteOutcome::Applied]);
+        assert_eq!(replay.poll_timeout(), Some(now.plus_ms(400)), "an answer of another length");
+        replay.handle_timeout(now.plus_ms(400));
+        outputs(&mut replay);
+        let sent_at = now.plus_ms(400);
+        assert_eq!(replay.poll_timeout(), Some(sent_at.plus_ms(1000)));
+        replay.handle_timeout(sent_at.plus_ms(1000));
+        assert_eq!(replay.poll_timeout(), Some(sent_at.plus_ms(1400)));
+        assert!(!replay.is_done());
+    }
+
+    #[test]
+    fn hints_that_cannot_be_read_end_it() {
+        let mut replay = Replay::new(NodeId(2), 1000, (100, 400));
+        replay.handle_unreadable();
+        assert!(replay.is_done());
+    }
+}

@@ -132,14 +132,14 @@ impl Keyspaces {
         if settings.name.as_str() != name || name == DEFAULT_KEYSPACE {
             return None;
         }
-        match self.by_name.get(name) {
-            Some(known) if stamp <= known.stamp => return None,
-            Some(_) => {}
-            None if self.by_name.len() >= KEYSPACES_MAX => return None,
-            None if self.by_id.contains_key(&KeyspaceId::of(name)) => return None,
-            None => {}
-        }
-        Some(self.insert(Keyspace::new(settings, stamp)))
+        let is_taken = match self.by_name.get(name) {
+            Some(known) => known.stamp < stamp,
+            None => {
+                self.by_name.len() < KEYSPACES_MAX
+                    && !self.by_id.contains_key(&KeyspaceId::of(name))
+            }
+        };
+        is_taken.then(|| self.insert(Keyspace::new(settings, stamp)))
     }
 
     fn insert(&mut self, keyspace: Keyspace) -> Arc<Keyspace> {
@@ -253,5 +253,92 @@ impl Create {
         assert!(!self.answered);
         self.answered = true;
         self.outputs.push_back(CreateOutput::Answer(result));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use starling_clock::HybridTime;
+
+    use super::*;
+
+    fn stamp(ms: u64) -> Stamp {
+        Stamp::new(HybridTime::new(ms, 0), NodeId(1))
+    }
+
+    fn named(name: &str, replication: u8) -> KeyspaceSettings {
+        let default = Keyspaces::new(3).get(DEFAULT_KEYSPACE).unwrap().settings.clone();
+        KeyspaceSettings { name: name.into(), replication, ..default }
+    }
+
+    fn nodes(ids: &[u64]) -> BTreeSet<NodeId> {
+        ids.iter().map(|&id| NodeId(id)).collect()
+    }
+
+    #[test]
+    fn the_default_fits_every_cluster() {
+        for (members, replication) in [(1, 1), (2, 2), (3, 3), (100, 3), (10_000, 3)] {
+            let keyspaces = Keyspaces::new(members);
+            let default = keyspaces.get(DEFAULT_KEYSPACE).unwrap();
+            assert_eq!(default.settings.replication, replication);
+            assert_eq!(settings::check(&default.settings), Ok(()));
+        }
+    }
+
+    #[test]
+    fn the_greater_stamp_wins_and_nothing_else_is_adopted() {
+        let mut keyspaces = Keyspaces::new(3);
+        let (old, new) = (settings::encode(&named("a", 1)), settings::encode(&named("a", 2)));
+        assert!(keyspaces.adopt("keyspace/a", stamp(5), &new).is_some());
+        for (name, stamp, value) in [
+            ("keyspace/a", stamp(4), &old),
+            ("keyspace/a", stamp(5), &new),
+            ("keyspace/b", stamp(9), &new),
+            ("a", stamp(9), &new),
+            ("keyspace/default", stamp(9), &settings::encode(&named("default", 1))),
+            ("keyspace/a", stamp(9), &vec![1, 2]),
+        ] {
+            assert_eq!(keyspaces.adopt(name, stamp, value), None, "{name}");
+        }
+        assert_eq!(keyspaces.get("a").unwrap().settings.replication, 2);
+        assert_eq!(keyspaces.get_id(KeyspaceId::of("a")), keyspaces.get("a"));
+        for number in keyspaces.iter().count()..KEYSPACES_MAX {
+            let settings = named(&format!("k{number}"), 1);
+            assert_eq!(keyspaces.check_new(&settings, 3), Ok(None));
+            let name = format!("keyspace/k{number}");
+            assert!(keyspaces.adopt(&name, stamp(1), &settings::encode(&settings)).is_some());
+        }
+        let more = named("more", 1);
+        assert_eq!(keyspaces.check_new(&more, 3), Err(Refusal::KeyspacesFull));
+        assert_eq!(keyspaces.adopt("keyspace/more", stamp(1), &settings::encode(&more)), None);
+    }
+
+    #[test]
+    fn all_live_or_a_majority_at_the_deadline() {
+        let mut create = Create::new(nodes(&[1, 2, 3]), 3, Instant(100));
+        let told: Vec<_> = std::iter::from_fn(|| create.poll_output()).collect();
+        assert_eq!(told.len(), 3);
+        create.handle_registered(NodeId(1));
+        create.handle_registered(NodeId(1));
+        create.handle_registered(NodeId(9));
+        create.handle_registered(NodeId(2));
+        create.handle_timeout(Instant(99));
+        assert_eq!(create.poll_output(), None);
+        create.handle_timeout(Instant(100));
+        assert_eq!(create.poll_output(), Some(CreateOutput::Answer(Ok(2))));
+        create.handle_registered(NodeId(3));
+        assert_eq!((create.poll_output(), create.poll_timeout()), (None, None));
+
+        let mut create = Create::new(nodes(&[1, 2]), 3, Instant(100));
+        while create.poll_output().is_some() {}
+        create.handle_registered(NodeId(1));
+        create.handle_unreachable(NodeId(2));
+        let refusal = Refusal::KeyspaceTimeout { nodes: 1, needed: 2 };
+        assert_eq!(create.poll_output(), Some(CreateOutput::Answer(Err(refusal))));
+
+        let mut create = Create::new(nodes(&[1]), 3, Instant(100));
+        let refusal = Refusal::Unavailable { reachable: 1, needed: 2, replicas: 3 };
+        assert_eq!(create.poll_output(), Some(CreateOutput::Answer(Err(refusal))));
+        assert!(create.is_done());
     }
 }

@@ -170,3 +170,60 @@ impl Membership {
         dial.into_iter().chain(gossip).min()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use starling_ring::{Epoch, Member, Partitions};
+
+    use super::*;
+    use crate::core::error::StartError;
+
+    fn membership(own: u64) -> Membership {
+        let member = |node| Member { node: NodeId(node), zone: String::new(), weight: 1 };
+        let epoch = Epoch::new(1, Partitions::default(), (1..=3).map(member).collect()).unwrap();
+        let address =
+            |node: u16| (NodeId(node.into()), SocketAddr::from(([127, 0, 0, 1], 4000 + node)));
+        let addresses = (1..=3).map(address).collect();
+        let cluster = Cluster::new("test".into(), NodeId(own), epoch, addresses).unwrap();
+        let config = GossipConfig::default();
+        Membership::new(&cluster, config, "test".into(), 1, (100, 400), Instant(0)).unwrap()
+    }
+
+    fn dialled(membership: &mut Membership, now: Instant) -> Vec<u64> {
+        membership.poll_dials(now).into_iter().map(|(node, _)| node.0).collect()
+    }
+
+    #[test]
+    fn members_are_dialled_until_they_are_there() {
+        let mut node = membership(2);
+        assert_eq!(dialled(&mut node, Instant(0)), [3], "the lower id waits a little");
+        assert_eq!(dialled(&mut node, Instant(0).plus_ms(100)), [1]);
+        assert_eq!(dialled(&mut node, Instant(0).plus_ms(200)), [0; 0]);
+        let address = SocketAddr::from(([127, 0, 0, 1], 4003));
+        let mut now = Instant(0).plus_ms(200);
+        for wait_ms in [100, 200, 400, 400] {
+            node.handle_dial_failed(now, address);
+            assert_eq!(dialled(&mut node, Instant(now.plus_ms(wait_ms).0 - 1)), [0; 0]);
+            now = now.plus_ms(wait_ms);
+            assert_eq!(dialled(&mut node, now), [3]);
+        }
+        node.handle_connected(now, NodeId(3));
+        assert!(node.is_reachable(NodeId(3)) && !node.is_reachable(NodeId(1)));
+        assert_eq!(node.liveness(NodeId(3)), Liveness::Alive);
+        assert_eq!(node.liveness(NodeId(1)), Liveness::Unknown);
+        node.handle_disconnected(now, NodeId(3));
+        assert!(!node.is_reachable(NodeId(3)));
+        assert_eq!(dialled(&mut node, now), [3]);
+        // Node 1 never answered at all: its dial is taken for lost.
+        assert_eq!(dialled(&mut node, Instant(0).plus_ms(10_100)), [1]);
+    }
+
+    #[test]
+    fn only_members_with_addresses_start() {
+        let member = Member { node: NodeId(1), zone: String::new(), weight: 1 };
+        let epoch = Epoch::new(1, Partitions::default(), vec![member]).unwrap();
+        let start = |own| Cluster::new("test".into(), NodeId(own), epoch.clone(), BTreeMap::new());
+        assert_eq!(start(2).unwrap_err(), StartError::NotAMember(NodeId(2)));
+        assert_eq!(start(1).unwrap_err(), StartError::NoAddress(NodeId(1)));
+    }
+}

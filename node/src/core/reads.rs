@@ -109,7 +109,7 @@ impl Core {
         level: Option<Level>,
         question: Question,
     ) -> Result<(), Refusal> {
-        self.check_key(&key)?;
+        Self::check_key(&key)?;
         if let Question::Versions { from, to, limit, .. } = &question {
             check_limit(*limit)?;
             if from > to {
@@ -149,7 +149,7 @@ impl Core {
     ) -> Result<(), Refusal> {
         check_limit(scan.limit)?;
         if !scan.prefix.is_empty() {
-            self.check_key(&scan.prefix)?;
+            Self::check_key(&scan.prefix)?;
         }
         let keyspace = self.keyspace(&scan.keyspace)?;
         let n = keyspace.settings.replication;
@@ -160,7 +160,7 @@ impl Core {
             return Err(Refusal::OutOfBounds("the cursor is beyond the last partition"));
         }
         if let Some(after) = &after {
-            self.check_key(after)?;
+            Self::check_key(after)?;
         }
         let replicas = self.cluster.homes(n, first).len();
         let needed = read_level(&keyspace, scan.level, replicas)?;

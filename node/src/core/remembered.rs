@@ -143,3 +143,59 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use starling_clock::Stamp;
+
+    use super::*;
+    use crate::core::types::ConnectionId;
+
+    fn client(id: u64) -> Client {
+        Client { connection: ConnectionId(1), id }
+    }
+
+    fn request(sequence: u64) -> RequestId {
+        RequestId { client: 1, sequence }
+    }
+
+    const WRITTEN: Written = Written { stamp: Stamp::ZERO, superseded: false, acks: 2 };
+
+    #[test]
+    fn repetitions_join_then_get_the_outcome_unless_it_failed() {
+        let mut remembered = Remembered::default();
+        let subject = Subject::of(7, b"key");
+        assert_eq!(remembered.repeat(request(1), subject, client(1)), Ok(Repeated::Unknown));
+        assert_eq!(remembered.begin(request(1), subject, 5), []);
+        for id in 0..JOINED_MAX as u64 {
+            assert_eq!(remembered.repeat(request(1), subject, client(id)), Ok(Repeated::Joined));
+        }
+        let more = remembered.repeat(request(1), subject, client(99));
+        assert_eq!(more, Err(Refusal::TooManyRepetitions));
+        let other = remembered.repeat(request(1), Subject::of(7, b"other"), client(1));
+        assert!(matches!(other, Err(Refusal::Malformed(_))));
+        assert_eq!(remembered.finish(request(1), 4, None), [], "of another start");
+        assert_eq!(remembered.finish(request(1), 5, Some(WRITTEN)).len(), JOINED_MAX);
+        let after = remembered.repeat(request(1), subject, client(1));
+        assert_eq!(after, Ok(Repeated::Done(WRITTEN)));
+        remembered.begin(request(1), subject, 6);
+        assert_eq!(remembered.finish(request(1), 6, None), []);
+        assert_eq!(remembered.repeat(request(1), subject, client(1)), Ok(Repeated::Unknown));
+    }
+
+    #[test]
+    fn the_oldest_goes_first_and_whoever_waits_for_it_is_told() {
+        let mut remembered = Remembered::default();
+        let subject = Subject::of(7, b"key");
+        remembered.begin(request(0), subject, 0);
+        assert_eq!(remembered.repeat(request(0), subject, client(1)), Ok(Repeated::Joined));
+        let count = REMEMBERED_REQUESTS_MAX as u64;
+        for sequence in 1..count {
+            assert_eq!(remembered.begin(request(sequence), subject, sequence), []);
+        }
+        assert_eq!(remembered.begin(request(count), subject, count), [client(1)]);
+        assert!(remembered.entries.len() <= REMEMBERED_REQUESTS_MAX);
+        assert!(remembered.order.len() <= REMEMBERED_REQUESTS_MAX);
+        assert_eq!(remembered.repeat(request(0), subject, client(1)), Ok(Repeated::Unknown));
+    }
+}

@@ -76,7 +76,7 @@ impl Core {
             Request::Write { keyspace, key, action, payload, level, durability } => {
                 let (keyspace, key, payload) = (keyspace.0, key.0, payload.0);
                 let write = WriteRequest { keyspace, key, action, payload, level, durability };
-                self.handle_write(client, header, write)
+                self.handle_write(client, header, &write)
             }
             Request::Get { keyspace, key, at, level } => {
                 let question = newest_at(at.map(|at| at.0));
@@ -98,7 +98,7 @@ impl Core {
         }
     }
 
-    pub(super) fn check_key(&self, key: &Bytes) -> Result<(), Refusal> {
+    pub(super) fn check_key(key: &Bytes) -> Result<(), Refusal> {
         match key.len() {
             0 => Err(Refusal::KeyEmpty),
             size if size > KEY_SIZE_MAX => Err(Refusal::KeyTooLarge { size, limit: KEY_SIZE_MAX }),

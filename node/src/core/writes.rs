@@ -70,16 +70,16 @@ impl Core {
         &mut self,
         client: Client,
         header: Header,
-        write: WriteRequest,
+        write: &WriteRequest,
     ) -> Result<(), Refusal> {
-        self.check_key(&write.key)?;
+        Self::check_key(&write.key)?;
         let (size, limit) = (write.payload.len(), self.limits.payload_size_max);
         if size > limit {
             return Err(Refusal::PayloadTooLarge { size, limit });
         }
         let keyspace = self.keyspace(&write.keyspace)?;
         self.observe(header.observed)?;
-        let plan = self.plan_write(&keyspace, &header, &write)?;
+        let plan = self.plan_write(&keyspace, &header, write)?;
         if self.poisoned {
             return Err(Refusal::StoragePoisoned);
         }
@@ -269,7 +269,7 @@ impl Core {
                         self.outputs.push_back(Output::Storage { ticket: TICKET_NOBODY, request });
                     }
                 }
-                PutOutput::Answer(result) => self.finish_write(work.job, result),
+                PutOutput::Answer(result) => self.finish_write(work.job, &result),
             }
         }
         if !work.put.is_stamping() {
@@ -290,12 +290,12 @@ impl Core {
         (done, work.put.poll_timeout())
     }
 
-    fn finish_write(&mut self, job: WriteJob, result: Result<Written, Refusal>) {
+    fn finish_write(&mut self, job: WriteJob, result: &Result<Written, Refusal>) {
         let mut clients = self.remembered.finish(job.request, job.token, result.clone().ok());
         clients.insert(0, job.client);
         for client in clients {
             self.in_flight -= 1;
-            match &result {
+            match result {
                 Ok(written) => self.answer(client, response(*written)),
                 Err(refusal) => self.refuse(client, refusal.clone()),
             }
@@ -311,18 +311,15 @@ impl Core {
                 return;
             }
         }
-        match self.clock.tick(self.now.wall_ms) {
-            Ok(stamp) => {
-                put.handle_stamp(stamp);
-                if self.clock.poll_bound(self.now.wall_ms).is_some() {
-                    self.renew_bound();
-                }
+        if let Ok(stamp) = self.clock.tick(self.now.wall_ms) {
+            put.handle_stamp(stamp);
+            if self.clock.poll_bound(self.now.wall_ms).is_none() {
+                return;
             }
-            Err(_) => {
-                self.waiting_for_bound.insert(id);
-                self.renew_bound();
-            }
+        } else {
+            self.waiting_for_bound.insert(id);
         }
+        self.renew_bound();
     }
 
     /// Makes a bound of the clock durable, unless that is on its way.

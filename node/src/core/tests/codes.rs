@@ -238,7 +238,7 @@ fn a_full_disk_is_told_and_gets_over() {
 fn a_failed_sync_ends_writes_and_not_reads() {
     let mut rig = Rig::new(1, Limits::default());
     rig.ask(put("k", "v"));
-    let is_apply = |request: &StorageRequest| matches!(request, StorageRequest::Apply { .. });
+    let is_apply: Chosen = |request| matches!(request, StorageRequest::Apply { .. });
     rig.fail = Some((is_apply, StorageFailure::Poisoned));
     let header = rig.header();
     // The first may be on disk, so it is unknown; from then on nothing is tried.

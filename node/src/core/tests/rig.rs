@@ -17,6 +17,9 @@ use crate::limits::Limits;
 
 pub(super) const START_MS: u64 = 1_700_000_000_000;
 
+/// Which requests storage fails.
+pub(super) type Chosen = fn(&StorageRequest) -> bool;
+
 /// The core and what is around it.
 pub(super) struct Rig {
     pub(super) core: Core,
@@ -29,7 +32,7 @@ pub(super) struct Rig {
     pub(super) held: Vec<(Ticket, StorageRequest)>,
     pub(super) hold: bool,
     /// Storage fails like this, if asked for what the function chooses.
-    pub(super) fail: Option<(fn(&StorageRequest) -> bool, StorageFailure)>,
+    pub(super) fail: Option<(Chosen, StorageFailure)>,
     /// Outputs that are no storage requests.
     pub(super) outputs: Vec<Output>,
     next_request: u64,
