@@ -201,11 +201,12 @@ impl<D: Disk> Storage<D> {
         // What frees room is tried even if what needs room has failed.
         let mut failed = None;
         let units: [Unit<D>; 5] = [
-            |storage, _| storage.write_logs(),
             |storage, now_ms| storage.work_tree(now_ms),
             |storage, _| storage.trim_wal(),
             |storage, now_ms| storage.changes.work(now_ms),
             |storage, _| storage.work_hints(),
+            // Last: there is something after each commit, and the tree must not wait for that to end.
+            |storage, _| storage.write_logs(),
         ];
         for unit in units {
             let result = unit(self, now_ms);
