@@ -44,7 +44,9 @@ async fn a_restarted_node_is_found_again() {
 #[tokio::test]
 async fn dead_nodes_are_passed_over() {
     let mut cluster = Cluster::start(3, 3);
-    let client = cluster.connect().await;
+    let mut config = cluster.config();
+    config.connect_timeout = Duration::from_millis(100);
+    let client = soon(Client::connect(config)).await.unwrap();
     cluster.stop(2).await;
     cluster.stop(3).await;
     for key in 0..6_u8 {
