@@ -3,6 +3,8 @@
 //! Every test runs the built program on a port of the system's choice and speaks QUIC to it. Waiting is for a
 //! condition, up to a deadline.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, UdpSocket};

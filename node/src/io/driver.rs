@@ -96,6 +96,8 @@ struct State {
     storage_bytes: usize,
     armed_for: Option<Instant>,
     peer_messages_dropped: u64,
+    /// The core takes requests.
+    serving: bool,
     /// The core is not fed any more.
     finished: bool,
 }
@@ -125,6 +127,7 @@ pub(super) struct Driver {
     rearm: Rc<Notify>,
     /// Storage has answered enough that more may be asked.
     storage_room: Rc<Notify>,
+    serving: Rc<Notify>,
     stopped: Rc<Notify>,
 }
 
@@ -154,6 +157,7 @@ impl Driver {
             storage_bytes: 0,
             armed_for: None,
             peer_messages_dropped: 0,
+            serving: false,
             finished: false,
         };
         let notify = || Rc::new(Notify::new());
@@ -163,6 +167,7 @@ impl Driver {
             clock,
             rearm: notify(),
             storage_room: notify(),
+            serving: notify(),
             stopped: notify(),
         }
     }
@@ -219,6 +224,10 @@ impl Driver {
         let State { storage, writes, reads, .. } = &mut *state;
         storage.write(writes);
         storage.read(reads);
+        if !state.serving && state.core.is_serving() {
+            state.serving = true;
+            self.serving.notify_one();
+        }
         let timeout = state.core.poll_timeout();
         if timeout.is_some() && (state.armed_for.is_none() || timeout < state.armed_for) {
             self.rearm.notify_one();
@@ -278,6 +287,11 @@ impl Driver {
             Output::Dial { peer, address } => self.dial(peer, address),
             Output::Stopped => self.stopped.notify_one(),
         }
+    }
+
+    /// Until the core takes requests.
+    pub(super) async fn serving(&self) {
+        self.serving.notified().await;
     }
 
     /// Until the core says that everything is finished.
@@ -340,8 +354,7 @@ impl Driver {
 
     fn storage_has_room(&self) -> bool {
         let state = self.state.borrow();
-        state.storage_requests < STORAGE_REQUESTS_MAX
-            && state.storage_bytes < STORAGE_BYTES_MAX
+        state.storage_requests < STORAGE_REQUESTS_MAX && state.storage_bytes < STORAGE_BYTES_MAX
     }
 
     /// Waits until storage may be asked more.

@@ -295,8 +295,13 @@ async fn serve(
             CloseCode::Done.close(&connection);
         }
         Err(error) => {
-            tracing::info!(%peer, %error, "connection to node was lost");
-            error.close_code().close(&connection);
+            let code = error.close_code();
+            if code == CloseCode::Done {
+                tracing::info!(%peer, %error, "connection to node was lost");
+            } else {
+                tracing::warn!(%peer, %error, "connection to node was closed: it does not follow the protocol");
+            }
+            code.close(&connection);
         }
     }
     driver.remove_peer(peer, name);

@@ -3,7 +3,7 @@
 //! Invariants:
 //!
 //! - Things are taken in the order data directory, certificates, address, storage; whatever fails, nothing that came before is changed by it.
-//! - `ready` is called when connections are taken, not before.
+//! - `ready` is called when requests are taken, not before.
 //! - A graceful stop answers what is in flight, says goodbye to peers, writes and syncs everything; then the directory may be used again.
 
 use std::collections::BTreeMap;
@@ -75,10 +75,13 @@ pub fn run(
         let driver = local
             .run_until(async { start(config, node, &credentials, &data_dir, endpoint, address) })
             .await?;
-        data_dir.write_running(address)?;
-        tracing::info!(%node, %address, cluster = %cluster.name, "the node is up");
-        ready(address);
-        let ended = local.run_until(serve(driver.clone(), stop)).await;
+        let announce = || {
+            data_dir.write_running(address)?;
+            tracing::info!(%node, %address, cluster = %cluster.name, "the node is up");
+            ready(address);
+            Ok(())
+        };
+        let ended = local.run_until(serve(driver.clone(), announce, stop)).await;
         driver.finish();
         // Tasks hold the driver; when they are gone, storage is this function's alone.
         drop(local);
@@ -89,12 +92,23 @@ pub fn run(
     })
 }
 
-async fn serve(driver: Driver, stop: impl Future<Output = ()>) -> Result<(), NodeError> {
+async fn serve(
+    driver: Driver,
+    announce: impl FnOnce() -> Result<(), NodeError>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), NodeError> {
     let accepting = tokio::task::spawn_local(listen::accept(driver.clone()));
     let timer = tokio::task::spawn_local(driver.clone().run_timer());
     let storage = driver.clone().run_storage_answers();
     tokio::pin!(storage);
     let endpoint = driver.config().endpoint.clone();
+    let announced = async {
+        driver.serving().await;
+        match announce() {
+            Ok(()) => std::future::pending().await,
+            Err(error) => error,
+        }
+    };
     let graceful = async {
         stop.await;
         tracing::info!("stopping");
@@ -109,6 +123,7 @@ async fn serve(driver: Driver, stop: impl Future<Output = ()>) -> Result<(), Nod
         biased;
         () = &mut storage => Err(NodeError::StorageThreadLost),
         () = graceful => Ok(()),
+        error = announced => Err(error),
     };
     timer.abort();
     let stopping = CloseCode::Stopping;
