@@ -52,7 +52,8 @@ pub struct ConnectionId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SubscriptionId(pub u64);
 
-/// Pairs a storage request with its answer.
+/// Pairs a storage request with its answer. `Ticket(0)` is that of write-lane requests whose answer no request waits for:
+/// several may be in flight, and are answered in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
