@@ -53,7 +53,7 @@ impl Questions {
         let number = self.next;
         self.next = self.next.wrapping_add(1);
         self.open.push(Question { number, to, about });
-        assert!(self.open.len() <= usize::from(u16::MAX), "machines bound what they ask");
+        assert!(self.open.len() < 1 << QUESTION_BITS, "machines bound what they ask");
         id << QUESTION_BITS | u64::from(number)
     }
 
@@ -93,8 +93,11 @@ pub(super) struct Flights<W> {
 }
 
 impl<W> Flights<W> {
-    pub(super) fn new() -> Self {
-        Self { by_id: BTreeMap::new(), timers: BTreeSet::new(), next: 1 }
+    /// None yet. Numbers begin at a place of this life of the node (`seed`): a late answer to an earlier life is no answer.
+    pub(super) fn new(seed: u64) -> Self {
+        // Half of what a question's number leaves room for, so that counting never overflows.
+        let next = (seed >> (QUESTION_BITS + 1)).max(1);
+        Self { by_id: BTreeMap::new(), timers: BTreeSet::new(), next }
     }
 
     /// A number for a new flight. 0 is never given: it stands for nobody.

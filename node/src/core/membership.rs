@@ -162,12 +162,10 @@ impl Membership {
         .collect()
     }
 
-    /// When `poll_dials` or gossip's `handle_timeout` is next wanted.
-    pub fn poll_timeout(&self) -> Option<Instant> {
+    /// When `poll_dials` is next wanted. Gossip says itself when it wants to be woken.
+    pub fn poll_dial_timeout(&self) -> Option<Instant> {
         let dials = self.dials.iter().filter(|(node, _)| !self.connected.contains(node));
-        let dial = dials.map(|(_, dial)| dial.at).min();
-        let gossip = self.gossip.poll_timeout().map(|at| Instant(at.0));
-        dial.into_iter().chain(gossip).min()
+        dials.map(|(_, dial)| dial.at).min()
     }
 }
 

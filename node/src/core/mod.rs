@@ -199,7 +199,7 @@ impl Core {
             cluster,
             keyspaces,
             membership,
-            flights: Flights::new(),
+            flights: Flights::new(seed),
             remembered: Remembered::default(),
             counters: Counters::default(),
             in_flight: 0,
@@ -269,12 +269,14 @@ impl Core {
 
     /// When [`Input::Timeout`] is next wanted, at the latest.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let stop = match self.phase {
-            Phase::Stopping { until } => Some(until),
-            Phase::Starting | Phase::Serving => None,
+        // Whoever stops dials nobody any more.
+        let (dial, stop) = match self.phase {
+            Phase::Stopping { until } => (None, Some(until)),
+            Phase::Starting | Phase::Serving => (self.membership.poll_dial_timeout(), None),
             Phase::Stopped => return None,
         };
-        [self.flights.poll_timeout(), self.membership.poll_timeout(), self.bound_retry_at, stop]
+        let gossip = self.membership.gossip.poll_timeout().map(|at| Instant(at.0));
+        [self.flights.poll_timeout(), gossip, dial, self.bound_retry_at, stop]
             .into_iter()
             .flatten()
             .min()

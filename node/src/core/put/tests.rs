@@ -153,7 +153,7 @@ fn transcripts() {
 }
 
 /// What happens to a write from outside.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Happening {
     /// The stamp that was asked for, or `None`: it cannot be had.
     Stamp(bool),

@@ -121,6 +121,23 @@ fn not_ready_before_the_clock_is_durable_and_after_a_stop() {
 }
 
 #[test]
+fn a_stop_does_not_spin() {
+    let mut rig = Rig::new(3, Limits::default());
+    rig.hold = true;
+    rig.connect(2);
+    let header = rig.header();
+    rig.send(header, put("k", "v"));
+    rig.input(Input::Stop);
+    rig.pass(1000);
+    // Node 3 was never there: its next dial is long due, and nobody dials it.
+    assert!(!rig.core.is_stopped());
+    assert!(rig.core.poll_timeout().unwrap() > rig.now.mono);
+    rig.pass(5000);
+    assert!(rig.core.is_stopped());
+    assert_eq!(rig.core.poll_timeout(), None);
+}
+
+#[test]
 fn a_stop_waits_for_what_is_in_flight() {
     let mut rig = Rig::new(1, Limits::default());
     rig.hold = true;
