@@ -17,7 +17,7 @@ use starling_node::config::Member;
 use tempfile::TempDir;
 
 /// How long a wait may take before it is an error. Generous: the machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 /// Between two looks at what is waited for.
 const POLL: Duration = Duration::from_millis(25);
 
@@ -94,12 +94,14 @@ impl ProcessCluster {
     /// [`HarnessError`] if the program is not built or a file cannot be written.
     pub fn prepare(count: u16, settings: &str) -> Result<Self, HarnessError> {
         let binary = binary()?;
-        let dir = TempDir::with_prefix("starling-chaos").map_err(io_error("temporary directory"))?;
+        let dir =
+            TempDir::with_prefix("starling-chaos").map_err(io_error("temporary directory"))?;
         let members = members(count)?;
         let mut cluster = Self { binary, dir, nodes: Vec::new() };
         let tls = cluster.tls_dir();
         cluster.starling(&["cert", "ca", "--dir", &text(&tls)])?;
-        let client = ["cert", "client", "--ca", &text(&tls), "--name", "chaos", "--dir", &text(&tls)];
+        let client =
+            ["cert", "client", "--ca", &text(&tls), "--name", "chaos", "--dir", &text(&tls)];
         cluster.starling(&client)?;
         for member in &members {
             let node = cluster.prepare_node(member, &members, settings)?;
@@ -120,15 +122,17 @@ impl ProcessCluster {
         let id = member.id.to_string();
         let ca = text(&self.tls_dir());
         self.starling(&["cert", "node", "--ca", &ca, "--id", &id, "--dir", &text(&tls)])?;
-        let list: String = members
-            .iter()
-            .map(|member| format!("  {{ id = {}, address = \"{}\" }},\n", member.id, member.address))
-            .collect();
+        let entry = |member: &Member| {
+            format!("  {{ id = {}, address = \"{}\" }},\n", member.id, member.address)
+        };
+        let list: Vec<String> = members.iter().map(entry).collect();
         let config = format!(
-            "[node]\nid = {id}\ndata_dir = {data:?}\nlisten = \"{listen}\"\n\n[cluster]\nname = \"chaos\"\nmembers = [\n{list}]\n\n\
-             [tls]\ndir = {tls:?}\n\n{settings}",
-            data = dir.join("data"),
+            "[node]\nid = {id}\ndata_dir = \"{data}\"\nlisten = \"{listen}\"\n\n[cluster]\nname = \"chaos\"\nmembers = [\n{list}]\n\n\
+             [tls]\ndir = \"{tls}\"\n\n{settings}",
+            data = text(&dir.join("data")),
             listen = member.address,
+            list = list.concat(),
+            tls = text(&tls),
         );
         fs::write(dir.join("config.toml"), config).map_err(io_error("config.toml"))?;
         Ok(NodeProcess { id: NodeId(member.id), address: member.address, dir, child: None })
@@ -216,7 +220,11 @@ impl ProcessCluster {
             return Ok(());
         }
         let stderr = self.nodes[index].log();
-        Err(HarnessError::Command { command: "node".to_owned(), status: status.to_string(), stderr })
+        Err(HarnessError::Command {
+            command: "node".to_owned(),
+            status: status.to_string(),
+            stderr,
+        })
     }
 
     /// Runs the program to its end and returns what it wrote to its standard output.
@@ -271,7 +279,10 @@ pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> Result<T
         if let Some(found) = probe() {
             return Ok(found);
         }
-        #[expect(clippy::disallowed_methods, reason = "another process cannot wake us: polled, with a bound")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "another process cannot wake us: polled, with a bound"
+        )]
         std::thread::sleep(POLL);
     }
     Err(HarnessError::Patience(what.to_owned()))
