@@ -411,6 +411,31 @@ async fn a_client_that_does_not_read_holds_up_nobody() {
 }
 
 #[tokio::test]
+async fn no_more_clients_than_may_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), &["--set", "limits.connections_max=2"]);
+    let (first, _second) = (node.client().await, node.client().await);
+    let mut closed = None;
+    while closed.is_none() {
+        closed = close_code(&node.client().await).await;
+    }
+    assert_eq!(closed, Some(code(CloseCode::TooManyConnections)));
+    // One leaves, and there is room again as soon as the node has heard of it.
+    first.close(VarInt::from_u32(0), b"");
+    let clock = Clock::start();
+    loop {
+        assert!(clock.mono().since_ms(starling_node::core::types::Instant(0)) < 20_000);
+        let connection = node.client().await;
+        let Ok((mut send, receive)) = connection.open_bi().await else { continue };
+        let question = frame(FrameKind::Request, 1, &(header(1), Request::Topology));
+        let mut reader = FrameReader::shared(receive);
+        if send.write_all(&question).await.is_ok() && matches!(reader.read().await, Ok(true)) {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
 async fn large_values_and_changes_go_through() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path(), &[]);

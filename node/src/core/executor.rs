@@ -256,12 +256,20 @@ fn is_for_all(error: &Error) -> bool {
     matches!(error, Error::WriteFailed { .. } | Error::Poisoned | Error::Full { .. })
 }
 
+/// What the core is told. Which file and what the system said is for the log alone.
 fn failure(error: &Error) -> StorageFailure {
     match error {
         Error::Full { .. } | Error::HintsFull { .. } => StorageFailure::Full,
-        Error::WriteFailed { .. } | Error::Poisoned => StorageFailure::Poisoned,
+        Error::WriteFailed { .. } => {
+            tracing::error!(?error, "storage takes no more writes until the node is restarted");
+            StorageFailure::Poisoned
+        }
+        Error::Poisoned => StorageFailure::Poisoned,
         Error::TooLarge { .. } | Error::KeyEmpty | Error::Gap { .. } => StorageFailure::Invalid,
-        _ => StorageFailure::Damaged,
+        _ => {
+            tracing::error!(?error, "storage could not serve a request");
+            StorageFailure::Damaged
+        }
     }
 }
 

@@ -96,6 +96,8 @@ struct State {
     storage_bytes: usize,
     armed_for: Option<Instant>,
     peer_messages_dropped: u64,
+    /// Clients' connections, those without a stream too.
+    client_connections: usize,
     /// The core takes requests.
     serving: bool,
     /// The core is not fed any more.
@@ -157,6 +159,7 @@ impl Driver {
             storage_bytes: 0,
             armed_for: None,
             peer_messages_dropped: 0,
+            client_connections: 0,
             serving: false,
             finished: false,
         };
@@ -381,9 +384,17 @@ impl Driver {
 
 /// Clients.
 impl Driver {
-    /// Whether there is room for one more client.
-    pub(super) fn takes_clients(&self) -> bool {
-        self.state.borrow().clients.len() < self.config.connections_max
+    /// Counts a client's connection; `false` if there are as many as may be.
+    pub(super) fn client_begins(&self) -> bool {
+        let mut state = self.state.borrow_mut();
+        let fits = state.client_connections < self.config.connections_max;
+        state.client_connections += usize::from(fits);
+        fits
+    }
+
+    /// A connection that was counted has ended.
+    pub(super) fn client_ends(&self) {
+        self.state.borrow_mut().client_connections -= 1;
     }
 
     /// A client's stream is open.

@@ -61,8 +61,9 @@ async fn serve(driver: Driver, connection: quinn::Connection) {
         let address = connection.remote_address();
         tracing::warn!(%address, %error, "turned a client away");
         CloseCode::WrongIdentity.close_with(&connection, &error.to_string());
-    } else if driver.takes_clients() {
-        client::serve(driver, connection).await;
+    } else if driver.client_begins() {
+        client::serve(driver.clone(), connection).await;
+        driver.client_ends();
     } else {
         CloseCode::TooManyConnections.close(&connection);
     }

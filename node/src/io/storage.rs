@@ -246,15 +246,27 @@ fn read_lane(reader: &Reader<OsDisk>, mailbox: &Mailbox<Ticketed>, back: &Events
     }
 }
 
-/// About how many bytes a request keeps in memory until it is answered.
+/// About how many bytes a request and its answer keep in memory until it is answered: reads may bring more, rarely all of them at once.
 pub(super) fn weight(request: &StorageRequest) -> usize {
     const BASE: usize = 256;
+    const VALUE: usize = 4 << 10;
+    const PAGE: usize = 64 << 10;
     match request {
         StorageRequest::Apply { events, .. } => {
             events.iter().map(|event| BASE + event.encoded_len()).sum()
         }
         StorageRequest::Hint { event, .. } => BASE + event.encoded_len(),
         StorageRequest::Meta { value, .. } => BASE + value.len(),
-        _ => BASE,
+        StorageRequest::Get { .. } => VALUE,
+        StorageRequest::Versions { .. }
+        | StorageRequest::Scan { .. }
+        | StorageRequest::Changes { .. }
+        | StorageRequest::Hints { .. }
+        | StorageRequest::Digests { .. }
+        | StorageRequest::PartitionEvents { .. } => PAGE,
+        StorageRequest::HintsDelivered { .. }
+        | StorageRequest::Retention { .. }
+        | StorageRequest::ChangesAt { .. }
+        | StorageRequest::Status => BASE,
     }
 }
