@@ -123,7 +123,11 @@ fn each_side_gets_what_it_lacks_and_equal_partitions_cost_nothing() {
     assert_eq!(models[1].events().count(), 4);
     let again = run(&mut machine, &mut models, &RING, &mut now_ms, None);
     assert_eq!(again, Ended { complete: true, pushed: 0, pulled: 0, asks: 2 });
-    assert_eq!(now_ms, 61_000, "once an interval");
+    assert_eq!(
+        now_ms,
+        61_000 + CONFIG.pause_ms,
+        "once an interval, then a pause after the digests"
+    );
 }
 
 #[test]
@@ -171,7 +175,12 @@ fn a_page_that_goes_back_ends_the_session() {
     let mut machine = started();
     machine.handle_timeout(at(1_000), &RING);
     loop {
-        match machine.poll_output().expect("the session goes on") {
+        let Some(output) = machine.poll_output() else {
+            // The pause after the digests.
+            machine.handle_timeout(at(1_000 + CONFIG.pause_ms), &RING);
+            continue;
+        };
+        match output {
             AntiEntropyOutput::Ask { ask, to: PEER, query: ReadQuery::PartitionEvents { .. } } => {
                 let events = vec![put(5, 9), put(1, 9)];
                 let answer = ReplicaAnswer::Events { events, more: false };
