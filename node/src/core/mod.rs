@@ -52,8 +52,8 @@ use starling_ring::Epoch;
 use anti_entropy::{AntiEntropy, AntiEntropyConfig};
 pub use cluster::Cluster;
 pub use error::{Refusal, StartError};
-pub use keyspaces::{DEFAULT_KEYSPACE, Keyspace, Keyspaces, REGISTER_PREFIX};
 use flights::Flights;
+pub use keyspaces::{DEFAULT_KEYSPACE, Keyspace, Keyspaces, REGISTER_PREFIX};
 use membership::Membership;
 use remembered::Remembered;
 pub use types::{ConnectionId, Input, Instant, Now, Output, SubscriptionId, Ticket};
@@ -120,7 +120,9 @@ enum Phase {
     Starting,
     Serving,
     /// Finishes what is in flight, until then at the latest.
-    Stopping { until: Instant },
+    Stopping {
+        until: Instant,
+    },
     Stopped,
 }
 
@@ -182,7 +184,8 @@ impl Core {
         now: Now,
     ) -> Result<Self, StartError> {
         config.limits.check();
-        let CoreConfig { cluster, node, software, epoch, addresses, gossip, clock, limits } = config;
+        let CoreConfig { cluster, node, software, epoch, addresses, gossip, clock, limits } =
+            config;
         let keyspaces = Keyspaces::new(epoch.members().len());
         let cluster = Cluster::new(cluster, node, epoch, addresses)?;
         let retry_ms = limits.retry_ms;
