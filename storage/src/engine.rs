@@ -464,15 +464,18 @@ impl<D: Disk> Storage<D> {
         let Some(newest) = previous.filter(|newest| *newest >= event.stamp) else {
             return Ok(Outcome::Applied { sequence, newest: true, previous });
         };
-        if newest == event.stamp || batch.contains(&id) || view.contains(event.partition, id)? {
+        // Even if it is here, for it may have come as a copy: its coordinator has to learn of the newer one.
+        if mode == Mode::Direct && newest > event.stamp {
+            return Ok(Outcome::Superseded { newest });
+        }
+        let known =
+            newest == event.stamp || batch.contains(&id) || view.contains(event.partition, id)?;
+        // Retention may have dropped it from the tree; it is not to be published again.
+        if known || self.changes.find(id)?.is_some() {
             return Ok(Outcome::Duplicate);
         }
-        match mode {
-            Mode::Direct => Ok(Outcome::Superseded { newest }),
-            // Retention may have dropped it from the tree; it is not to be published again.
-            Mode::Copy if self.changes.find(id)?.is_some() => Ok(Outcome::Duplicate),
-            Mode::Copy => Ok(Outcome::Applied { sequence, newest: false, previous }),
-        }
+        assert!(mode == Mode::Copy, "a direct write is superseded, or the newest itself");
+        Ok(Outcome::Applied { sequence, newest: false, previous })
     }
 
     /// The commit is in the log: makes it readable, and hands it to the logs that follow.

@@ -92,7 +92,7 @@ pub enum Outcome {
     },
     /// The event was here already. Nothing was written.
     Duplicate,
-    /// The key has a newer event. Nothing was written.
+    /// The key has a newer event. Nothing was written; the event may have been here already, as a copy.
     Superseded {
         /// The newer event's stamp.
         newest: Stamp,

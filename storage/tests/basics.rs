@@ -21,7 +21,11 @@ fn an_event_is_readable_published_and_survives_a_restart() {
     let applied = |sequence, previous| Outcome::Applied { sequence, newest: true, previous };
     assert_eq!(
         outcomes,
-        [applied(1, None), applied(2, Some(first.stamp)), Outcome::Duplicate],
+        [
+            applied(1, None),
+            applied(2, Some(first.stamp)),
+            Outcome::Superseded { newest: second.stamp },
+        ],
         "a later write of the batch sees the earlier ones"
     );
     for round in 0..3 {
@@ -61,7 +65,14 @@ fn direct_writes_lose_to_newer_ones_and_copies_do_not() {
     let applied = Outcome::Applied { sequence: 2, newest: false, previous: Some(new.stamp) };
     assert_eq!(outcomes[1..], [applied, Outcome::Duplicate]);
     let again = storage.commit(vec![apply(&mid)], Sync::Now, 1).unwrap();
-    assert_eq!(again, [Outcome::Duplicate], "a retry of what was applied is no conflict");
+    let superseded = Outcome::Superseded { newest: new.stamp };
+    assert_eq!(
+        again,
+        [superseded],
+        "it came as a copy, and its coordinator must learn of the newer one"
+    );
+    let again = storage.commit(vec![apply(&new)], Sync::Now, 1).unwrap();
+    assert_eq!(again, [Outcome::Duplicate], "a retry of what is the newest is no conflict");
     assert_eq!(storage.view().get(1, KEYSPACE, b"k", Stamp::MAX).unwrap(), Some(new));
 }
 
