@@ -607,7 +607,7 @@ impl Walk {
                 break;
             }
             if moving && let Some(from) = side {
-                let after = self.passed(from).clone();
+                let after = self.passed(from);
                 let run = open.get_or_insert_with(|| Run {
                     from,
                     after,
@@ -622,8 +622,8 @@ impl Walk {
         self.run = open;
     }
 
-    fn passed(&self, side: Side) -> &Option<Place> {
-        if side == Side::Own { &self.passed.0 } else { &self.passed.1 }
+    fn passed(&self, side: Side) -> Option<Place> {
+        if side == Side::Own { self.passed.0.clone() } else { self.passed.1.clone() }
     }
 
     /// How many newer events of its key either side has, and the stamp of the next newer one.
