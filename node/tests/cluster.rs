@@ -75,12 +75,13 @@ fn a_large_payload_is_fetched_and_repaired() {
     world.cut(1, 3);
     world.cut(2, 3);
     world.run_ms(200);
-    written(world.put(1, b"key", &[7; 100_000], Level::Quorum));
+    let large = vec![7; 100_000];
+    written(world.put(1, b"key", &large, Level::Quorum));
     world.heal();
     world.run_ms(20);
     // Node 3 has nothing: it finds the stamp first, then the payload.
     world.run_ms(600);
-    assert_eq!(payload(world.get(3, b"key", Level::All).unwrap()), [7; 100_000]);
+    assert_eq!(payload(world.get(3, b"key", Level::All).unwrap()), large);
 }
 
 #[test]
@@ -189,11 +190,15 @@ fn any_is_taken_while_all_replicas_are_down() {
     let homes: Vec<u64> = (1..=5).filter(|&id| !world.events(id).is_empty()).collect();
     assert_eq!((homes.len(), probe.2), (3, 3));
     let outsider = (1..=5).find(|id| !homes.contains(id)).unwrap();
-    homes.iter().for_each(|&id| world.crash(id));
+    for &id in &homes {
+        world.crash(id);
+    }
     world.run_ms(300);
     assert_eq!(code(world.put(outsider, &key, b"one", Level::One)), ErrorCode::Unavailable);
     let (stamp, ..) = written(world.put(outsider, &key, b"any", Level::Any));
-    homes.iter().for_each(|&id| world.start(id));
+    for &id in &homes {
+        world.start(id);
+    }
     world.run_ms(2_000);
     let version = world.get(homes[0], &key, Level::All).unwrap().unwrap();
     assert_eq!((version.stamp.0, &version.payload[..]), (stamp, &b"any"[..]));
@@ -371,7 +376,7 @@ fn operate(world: &mut World, known: &mut BTreeMap<u8, Known>, id: u64, number: 
             matches!(response, Response::Error(error) if error.kind() == ErrorKind::Unknown)
         });
         if is_unknown {
-            let attempt = u8::try_from(last.attempts.len()).unwrap();
+            let attempt = u8::try_from(last.attempts.len()).expect("attempts are few");
             let header = Header { attempt, ..last.header };
             let request = write("default", &[key], Some(&last.payload), Level::Quorum);
             last.attempts.push(world.request(id, header, request));
@@ -465,7 +470,7 @@ fn check_key(seed: u64, world: &mut World, key: u8, known: &Known) -> usize {
         }
     }
     // However often it was attempted, a write is one.
-    let versions = world.history(1, &[key], Level::All).unwrap();
+    let versions = world.history(1, &[key], Level::All).expect("all replicas are there");
     let requests: BTreeSet<_> = versions.iter().map(|version| version.request).collect();
     assert_eq!(requests.len(), versions.len(), "seed {seed} key {key}: a write is shown once");
     acks.len()

@@ -34,28 +34,28 @@ use starling_storage::{Change, Config, CrashMode, Event, Identity, SimDisk, Stor
 /// The wall clock when a world begins, in milliseconds since the Unix epoch.
 const WALL_MS: u64 = 1_700_000_000_000;
 /// Partitions of the ring.
-pub const PARTITIONS: u32 = 16;
+pub(crate) const PARTITIONS: u32 = 16;
 
 /// What the network does to messages.
 #[derive(Clone, Copy, Debug)]
-pub struct Network {
+pub(crate) struct Network {
     /// Shortest and longest way of a message, in microseconds.
-    pub delay_us: (u64, u64),
+    pub(crate) delay_us: (u64, u64),
     /// Messages of a thousand that are lost.
-    pub lost_per_mille: u32,
+    pub(crate) lost_per_mille: u32,
     /// Messages of a thousand that come twice.
-    pub repeated_per_mille: u32,
+    pub(crate) repeated_per_mille: u32,
 }
 
 /// Everything arrives, in half a millisecond or so.
-pub const CALM: Network =
+pub(crate) const CALM: Network =
     Network { delay_us: (200, 800), lost_per_mille: 0, repeated_per_mille: 0 };
 /// Some is lost, repeated, and overtaken.
-pub const ROUGH: Network =
+pub(crate) const ROUGH: Network =
     Network { delay_us: (200, 9_000), lost_per_mille: 15, repeated_per_mille: 15 };
 
 /// Short waits, so that a run of virtual seconds sees every timer.
-pub fn limits() -> Limits {
+pub(crate) fn limits() -> Limits {
     Limits {
         hint_after_ms: 200,
         hint_batch_timeout_ms: 500,
@@ -89,7 +89,7 @@ struct Running {
 }
 
 /// A cluster and its clients.
-pub struct World {
+pub(crate) struct World {
     now_us: u64,
     random: ChaCha8Rng,
     limits: Limits,
@@ -104,15 +104,20 @@ pub struct World {
     next_request: u64,
     exchanges: BTreeMap<u64, NodeId>,
     /// Answers by the number of the request, with the time they came.
-    pub answers: BTreeMap<u64, (u64, Response)>,
+    pub(crate) answers: BTreeMap<u64, (u64, Response)>,
     /// What subscriptions were sent.
-    pub items: BTreeMap<u64, Vec<Arc<ChangesItem>>>,
+    pub(crate) items: BTreeMap<u64, Vec<Arc<ChangesItem>>>,
     trace: u64,
 }
 
 /// A client's request in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Pending(pub u64);
+pub(crate) struct Pending(pub u64);
+
+fn address_of(node: NodeId) -> SocketAddr {
+    let port = u16::try_from(7000 + node.0).expect("nodes are few");
+    SocketAddr::from(([10, 0, 0, 1], port))
+}
 
 fn pair(a: NodeId, b: NodeId) -> (NodeId, NodeId) {
     (a.min(b), a.max(b))
@@ -120,15 +125,16 @@ fn pair(a: NodeId, b: NodeId) -> (NodeId, NodeId) {
 
 impl World {
     /// A cluster of `nodes` that has found itself, with the keyspace `default`.
-    pub fn new(seed: u64, nodes: u64, network: Network) -> Self {
+    pub(crate) fn new(seed: u64, nodes: u64, network: Network) -> Self {
         Self::with_limits(seed, nodes, network, limits())
     }
 
     /// As [`Self::new`], with other bounds.
-    pub fn with_limits(seed: u64, nodes: u64, network: Network, limits: Limits) -> Self {
+    pub(crate) fn with_limits(seed: u64, nodes: u64, network: Network, limits: Limits) -> Self {
         let member = |id| Member { node: NodeId(id), zone: String::new(), weight: 1 };
-        let partitions = Partitions::new(PARTITIONS).unwrap();
-        let epoch = Epoch::new(1, partitions, (1..=nodes).map(member).collect()).unwrap();
+        let partitions = Partitions::new(PARTITIONS).expect("a power of two");
+        let epoch = Epoch::new(1, partitions, (1..=nodes).map(member).collect())
+            .expect("members are distinct");
         let mut world = Self {
             now_us: 1_000_000,
             random: ChaCha8Rng::seed_from_u64(seed),
@@ -161,67 +167,67 @@ impl World {
     }
 
     /// A hash of everything that happened.
-    pub fn trace(&self) -> u64 {
+    pub(crate) fn trace(&self) -> u64 {
         self.trace
     }
 
-    pub fn now_us(&self) -> u64 {
+    pub(crate) fn now_us(&self) -> u64 {
         self.now_us
     }
 
-    pub fn random(&mut self) -> &mut ChaCha8Rng {
+    pub(crate) fn random(&mut self) -> &mut ChaCha8Rng {
         &mut self.random
     }
 
-    pub fn node_ids(&self) -> Vec<u64> {
+    pub(crate) fn node_ids(&self) -> Vec<u64> {
         self.nodes.keys().map(|node| node.0).collect()
     }
 
-    pub fn is_running(&self, id: u64) -> bool {
+    pub(crate) fn is_running(&self, id: u64) -> bool {
         self.nodes[&NodeId(id)].running.is_some()
     }
 
-    pub fn core(&self, id: u64) -> &Core {
+    pub(crate) fn core(&self, id: u64) -> &Core {
         &self.nodes[&NodeId(id)].running.as_ref().expect("the node runs").core
     }
 
-    pub fn storage(&self, id: u64) -> &Storage<SimDisk> {
+    pub(crate) fn storage(&self, id: u64) -> &Storage<SimDisk> {
         self.nodes[&NodeId(id)].running.as_ref().expect("the node runs").writer.storage()
     }
 
     /// Sets how far a node's wall clock is ahead, in milliseconds.
-    pub fn skew(&mut self, id: u64, skew_ms: i64) {
-        self.nodes.get_mut(&NodeId(id)).unwrap().skew_ms = skew_ms;
+    pub(crate) fn skew(&mut self, id: u64, skew_ms: i64) {
+        self.nodes.get_mut(&NodeId(id)).expect("the node is of this world").skew_ms = skew_ms;
     }
 
-    pub fn set_network(&mut self, network: Network) {
+    pub(crate) fn set_network(&mut self, network: Network) {
         self.network = network;
     }
 
     // Lives.
 
     /// Starts a node from what its disk holds.
-    pub fn start(&mut self, id: u64) {
+    pub(crate) fn start(&mut self, id: u64) {
         let own = NodeId(id);
         let seed = self.random.next_u64();
         let now = self.now(own);
-        let address = |node: NodeId| SocketAddr::from(([10, 0, 0, 1], 7000 + node.0 as u16));
         let config = CoreConfig {
             cluster: "test".to_owned(),
             node: own,
             software: "0.0.0".to_owned(),
             epoch: self.epoch.clone(),
-            addresses: self.nodes.keys().map(|&node| (node, address(node))).collect(),
+            addresses: self.nodes.keys().map(|&node| (node, address_of(node))).collect(),
             gossip: GossipConfig::scaled(200_000),
             clock: ClockConfig::default(),
             limits: self.limits.clone(),
         };
-        let node = self.nodes.get_mut(&own).unwrap();
+        let node = self.nodes.get_mut(&own).expect("the node is of this world");
         assert!(node.running.is_none());
         let identity = Identity { cluster: "test".to_owned(), node: own };
-        let storage =
-            Storage::open(Arc::new(node.disk.clone()), Config::default(), identity).unwrap();
-        let core = Core::new(config, &storage.metas(""), seed, now).unwrap();
+        let storage = Storage::open(Arc::new(node.disk.clone()), Config::default(), identity)
+            .expect("what a crash leaves is recovered");
+        let core =
+            Core::new(config, &storage.metas(""), seed, now).expect("the configuration is sound");
         let changes_end = storage.change_range().1;
         let writer = Writer::new(storage);
         node.life += 1;
@@ -230,9 +236,9 @@ impl World {
     }
 
     /// The power of a node goes: what it had not synced is lost. Its peers notice a little later.
-    pub fn crash(&mut self, id: u64) {
+    pub(crate) fn crash(&mut self, id: u64) {
         let own = NodeId(id);
-        let node = self.nodes.get_mut(&own).unwrap();
+        let node = self.nodes.get_mut(&own).expect("the node is of this world");
         node.disk.crash();
         drop(node.running.take().expect("the node runs"));
         node.disk.restart(CrashMode::LoseUnsynced);
@@ -242,21 +248,21 @@ impl World {
     }
 
     /// Nothing passes between two nodes any more.
-    pub fn cut(&mut self, a: u64, b: u64) {
+    pub(crate) fn cut(&mut self, a: u64, b: u64) {
         let (a, b) = (NodeId(a), NodeId(b));
         self.cut.insert(pair(a, b));
         self.disconnect(a, b);
     }
 
     /// Cuts a node off from all others.
-    pub fn isolate(&mut self, id: u64) {
+    pub(crate) fn isolate(&mut self, id: u64) {
         for peer in self.peers(NodeId(id)) {
             self.cut(id, peer.0);
         }
     }
 
     /// All cuts are undone.
-    pub fn heal(&mut self) {
+    pub(crate) fn heal(&mut self) {
         self.cut.clear();
     }
 
@@ -274,7 +280,7 @@ impl World {
     }
 
     fn connect(&mut self, dialler: NodeId, peer: NodeId) {
-        let address = SocketAddr::from(([10, 0, 0, 1], 7000 + peer.0 as u16));
+        let address = address_of(peer);
         let up = self.is_running(dialler.0) && self.is_running(peer.0);
         if !up || self.cut.contains(&pair(dialler, peer)) {
             self.at(1_000, dialler, Happening::Input(Input::DialFailed { address }));
@@ -292,14 +298,14 @@ impl World {
     // Time.
 
     /// Lets virtual time pass.
-    pub fn run_ms(&mut self, ms: u64) {
+    pub(crate) fn run_ms(&mut self, ms: u64) {
         let until = self.now_us + ms * 1000;
         while self.step(until) {}
         self.now_us = until;
     }
 
     /// Lets virtual time pass until the request is answered; its deadline sees to that.
-    pub fn wait(&mut self, pending: Pending) -> Response {
+    pub(crate) fn wait(&mut self, pending: Pending) -> Response {
         let until = self.now_us + 60_000_000;
         while !self.answers.contains_key(&pending.0) {
             assert!(self.step(until), "request {pending:?} is never answered");
@@ -363,7 +369,7 @@ impl World {
                 let running = self.running(node);
                 let batch = std::mem::take(&mut running.writes);
                 let answers = running.writer.execute(wall_ms, batch);
-                running.writer.storage_mut().work(wall_ms).unwrap();
+                running.writer.storage_mut().work(wall_ms).expect("the disk is well");
                 let unsynced = running.writer.storage().unsynced();
                 for (ticket, answer) in answers {
                     self.input(node, Input::StorageDone { ticket, answer });
@@ -374,7 +380,7 @@ impl World {
                 self.announce(node);
             }
             Happening::Sync => {
-                self.running(node).writer.storage_mut().sync().unwrap();
+                self.running(node).writer.storage_mut().sync().expect("the disk is well");
                 self.announce(node);
             }
         }
@@ -390,7 +396,12 @@ impl World {
     }
 
     fn running(&mut self, node: NodeId) -> &mut Running {
-        self.nodes.get_mut(&node).unwrap().running.as_mut().expect("the node runs")
+        self.nodes
+            .get_mut(&node)
+            .expect("the node is of this world")
+            .running
+            .as_mut()
+            .expect("the node runs")
     }
 
     fn input(&mut self, node: NodeId, input: Input) {
@@ -422,25 +433,25 @@ impl World {
                 }
             }
             Output::Storage { ticket, request } => {
-                self.at(20, node, Happening::Read(ticket, request))
+                self.at(20, node, Happening::Read(ticket, request));
             }
             Output::Peer { to, message } => {
                 let mut bytes = Vec::new();
                 codec::encode(&message, &mut bytes);
                 let message = codec::decode(&bytes).expect("what was encoded decodes");
-                self.send(node, to, Input::Peer { from: node, message });
+                self.send(node, to, &Input::Peer { from: node, message });
             }
             Output::Gossip { to, bytes } => {
-                self.send(node, to, Input::Gossip { from: node, bytes })
+                self.send(node, to, &Input::Gossip { from: node, bytes });
             }
             Output::PushPull { to, bytes } => {
                 let exchange = self.next_event;
                 self.exchanges.insert(exchange, node);
-                self.send(node, to, Input::PushPull { from: node, exchange, bytes });
+                self.send(node, to, &Input::PushPull { from: node, exchange, bytes });
             }
             Output::PushPullAnswer { exchange, bytes } => {
                 if let Some(&asker) = self.exchanges.get(&exchange) {
-                    self.send(node, asker, Input::PushPullAnswer { from: node, bytes });
+                    self.send(node, asker, &Input::PushPullAnswer { from: node, bytes });
                 }
             }
             Output::Answer { id, response, .. } => {
@@ -460,7 +471,7 @@ impl World {
         }
     }
 
-    fn send(&mut self, from: NodeId, to: NodeId, input: Input) {
+    fn send(&mut self, from: NodeId, to: NodeId, input: &Input) {
         let Network { delay_us: (shortest, longest), lost_per_mille, repeated_per_mille } =
             self.network;
         if !self.connected.contains(&pair(from, to)) {
@@ -479,7 +490,7 @@ impl World {
     // Clients.
 
     /// Sends a request to a node; `timeout_ms` from now it is answered at the latest.
-    pub fn request(&mut self, id: u64, header: Header, request: Request) -> Pending {
+    pub(crate) fn request(&mut self, id: u64, header: Header, request: Request) -> Pending {
         let number = self.next_request;
         self.next_request += 1;
         let connection = ConnectionId(1);
@@ -488,12 +499,12 @@ impl World {
     }
 
     /// A header for a request that was never made before.
-    pub fn header(&self, timeout_ms: u32) -> Header {
+    pub(crate) fn header(&self, timeout_ms: u32) -> Header {
         let request = RequestId { client: 99, sequence: self.next_request };
         Header { request, attempt: 0, timeout_ms, epoch: 1, observed: 0 }
     }
 
-    pub fn begin_write(
+    pub(crate) fn begin_write(
         &mut self,
         id: u64,
         key: &[u8],
@@ -504,17 +515,17 @@ impl World {
         self.request(id, header, write("default", key, payload, level))
     }
 
-    pub fn put(&mut self, id: u64, key: &[u8], payload: &[u8], level: Level) -> Response {
+    pub(crate) fn put(&mut self, id: u64, key: &[u8], payload: &[u8], level: Level) -> Response {
         let pending = self.begin_write(id, key, Some(payload), level);
         self.wait(pending)
     }
 
-    pub fn delete(&mut self, id: u64, key: &[u8], level: Level) -> Response {
+    pub(crate) fn delete(&mut self, id: u64, key: &[u8], level: Level) -> Response {
         let pending = self.begin_write(id, key, None, level);
         self.wait(pending)
     }
 
-    pub fn begin_get(&mut self, id: u64, key: &[u8], level: Level) -> Pending {
+    pub(crate) fn begin_get(&mut self, id: u64, key: &[u8], level: Level) -> Pending {
         let header = self.header(2_000);
         let request = Request::Get {
             keyspace: "default".into(),
@@ -525,7 +536,12 @@ impl World {
         self.request(id, header, request)
     }
 
-    pub fn get(&mut self, id: u64, key: &[u8], level: Level) -> Result<Option<Version>, WireError> {
+    pub(crate) fn get(
+        &mut self,
+        id: u64,
+        key: &[u8],
+        level: Level,
+    ) -> Result<Option<Version>, WireError> {
         let pending = self.begin_get(id, key, level);
         match self.wait(pending) {
             Response::Value { version } => Ok(version),
@@ -534,7 +550,7 @@ impl World {
         }
     }
 
-    pub fn history(
+    pub(crate) fn history(
         &mut self,
         id: u64,
         key: &[u8],
@@ -559,7 +575,12 @@ impl World {
     }
 
     /// All pages of a scan.
-    pub fn scan(&mut self, id: u64, limit: u32, level: Level) -> Result<Vec<Row>, WireError> {
+    pub(crate) fn scan(
+        &mut self,
+        id: u64,
+        limit: u32,
+        level: Level,
+    ) -> Result<Vec<Row>, WireError> {
         let mut rows = Vec::new();
         let mut cursor: Option<Cursor> = None;
         loop {
@@ -586,7 +607,7 @@ impl World {
         }
     }
 
-    pub fn subscribe(&mut self, id: u64, subscription: u64, request: ChangesRequest) {
+    pub(crate) fn subscribe(&mut self, id: u64, subscription: u64, request: ChangesRequest) {
         let subscription = SubscriptionId(subscription);
         self.input(NodeId(id), Input::Subscribe { subscription, request });
     }
@@ -594,21 +615,24 @@ impl World {
     // What replicas hold.
 
     /// All events of a node's tables.
-    pub fn events(&self, id: u64) -> Vec<Event> {
+    pub(crate) fn events(&self, id: u64) -> Vec<Event> {
         let view = self.storage(id).view();
-        let page =
-            |partition| view.partition_events(partition, None, 1_000_000, 1 << 30).unwrap().events;
+        let page = |partition| {
+            view.partition_events(partition, None, 1_000_000, 1 << 30)
+                .expect("nothing is damaged")
+                .events
+        };
         (0..PARTITIONS).flat_map(page).collect()
     }
 
     /// All of a node's change log.
-    pub fn changes(&self, id: u64) -> Vec<Change> {
+    pub(crate) fn changes(&self, id: u64) -> Vec<Change> {
         let view = self.storage(id).view();
-        view.changes(view.change_range().0, 1_000_000, 1 << 30).unwrap()
+        view.changes(view.change_range().0, 1_000_000, 1 << 30).expect("nothing is damaged")
     }
 
     /// Asserts that every event of a node is in its change log exactly once, and nothing else is.
-    pub fn check_changes(&self, id: u64) {
+    pub(crate) fn check_changes(&self, id: u64) {
         let changes = self.changes(id);
         let sequences = changes.iter().map(|change| change.sequence);
         assert!(sequences.eq(1..=changes.len() as u64), "node {id}: sequences without a gap");
@@ -622,7 +646,7 @@ impl World {
 }
 
 /// A write to a keyspace; without payload a delete.
-pub fn write(keyspace: &str, key: &[u8], payload: Option<&[u8]>, level: Level) -> Request {
+pub(crate) fn write(keyspace: &str, key: &[u8], payload: Option<&[u8]>, level: Level) -> Request {
     Request::Write {
         keyspace: keyspace.into(),
         key: Blob(Bytes::copy_from_slice(key)),
