@@ -86,7 +86,9 @@ fn run(
             }
             AntiEntropyOutput::Copy { ask, to, events } => {
                 assert!(!events.is_empty() && events.len() <= TRANSFER_EVENTS_MAX);
-                events.iter().for_each(|event| models[index(to)].apply(event));
+                for event in &events {
+                    models[index(to)].apply(event);
+                }
                 machine.handle_copied(at(*now_ms), ask, fail_at != Some(asks), ring);
             }
             AntiEntropyOutput::Ended { peer, complete, pushed, pulled } => {
@@ -111,7 +113,9 @@ fn put(key: u8, ms: u64) -> Event {
 fn each_side_gets_what_it_lacks_and_equal_partitions_cost_nothing() {
     let mut models = [Model::new(10), Model::new(10)];
     let both = put(0, 10);
-    models.iter_mut().for_each(|model| model.apply(&both));
+    for model in &mut models {
+        model.apply(&both);
+    }
     models[0].apply(&put(1, 20));
     models[1].apply(&put(2, 30));
     models[1].apply(&put(3, 40)); // Partition 3 is not shared.

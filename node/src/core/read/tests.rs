@@ -247,7 +247,9 @@ fn run(models: &mut [Model], plan: ReadPlan, steps: &[Step]) -> Result<ReadValue
                 }
                 ReadOutput::Repair { ask, to, events } => {
                     let model = &mut models[usize::try_from(to.0).unwrap() - 1];
-                    events.iter().for_each(|event| model.apply(event));
+                    for event in &events {
+                        model.apply(event);
+                    }
                     read.handle_repaired(ask, true);
                 }
                 ReadOutput::Answer(_) => unreachable!("taken above"),
@@ -277,10 +279,10 @@ fn run(models: &mut [Model], plan: ReadPlan, steps: &[Step]) -> Result<ReadValue
 
 /// Five replicas, each with some of the events of the key.
 fn any_models(page_max: usize) -> impl Strategy<Value = Vec<Model>> {
-    let long = |ms: u64| if ms % 3 == 0 { vec![b'x'; 600] } else { vec![b'y'; 3] };
+    let long = |ms: u64| if ms.is_multiple_of(3) { vec![b'x'; 600] } else { vec![b'y'; 3] };
     prop::collection::vec(prop::collection::btree_set(1..30u64, 0..10), 5).prop_map(
         move |replicas| {
-            let model = |stamps: std::collections::BTreeSet<u64>| {
+            let model = |stamps: BTreeSet<u64>| {
                 let mut model = Model::new(page_max);
                 for ms in stamps {
                     model.apply(&event(KEY, ms, Action::Put, &long(ms)));

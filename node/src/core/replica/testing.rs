@@ -131,7 +131,9 @@ impl Model {
                     .filter(|(order, _)| order.0 == *partition && follows(*order));
                 let mut events: Vec<Event> = events.map(|(_, event)| event.clone()).collect();
                 if *ids_only {
-                    events.iter_mut().for_each(|event| event.payload = Bytes::new());
+                    for event in &mut events {
+                        event.payload = Bytes::new();
+                    }
                 }
                 self.page(events, *limit)
             }

@@ -148,7 +148,9 @@ fn run(models: &mut [Model], plan: ScanPlan, order: &[usize]) -> Result<ReadValu
             }
             ReadOutput::Repair { ask, to, events } => {
                 let model = &mut models[usize::try_from(to.0).unwrap() - 1];
-                events.iter().for_each(|event| model.apply(event));
+                for event in &events {
+                    model.apply(event);
+                }
                 scan.handle_repaired(ask, true);
             }
             ReadOutput::Answer(_) => unreachable!("taken above"),
@@ -214,20 +216,17 @@ proptest! {
             had.sort_by_key(|event| event.as_ref().map(|event| event.stamp));
             // Needed of the three replicas answered: at least this was seen.
             let least = had[needed - 1].clone();
-            match row {
-                Some(row) => {
-                    prop_assert_eq!(row.action, Action::Put);
-                    prop_assert!(least.is_none_or(|least| least.stamp <= row.stamp));
-                    let have = models.iter().filter(|model| newest(model).map(|e| e.stamp) >= Some(row.stamp));
-                    prop_assert!(have.count() >= needed);
-                }
-                None => {
-                    let newest = had[REPLICATION - 1].clone();
-                    let may_be_missing = least.is_none_or(|least| least.action == Action::Delete)
-                        || newest.is_some_and(|newest| newest.action == Action::Delete)
-                        || had.iter().flatten().any(|event| event.action == Action::Delete);
-                    prop_assert!(may_be_missing, "key {key} is missing: {had:?}");
-                }
+            if let Some(row) = row {
+                prop_assert_eq!(row.action, Action::Put);
+                prop_assert!(least.is_none_or(|least| least.stamp <= row.stamp));
+                let have = models.iter().filter(|model| newest(model).map(|e| e.stamp) >= Some(row.stamp));
+                prop_assert!(have.count() >= needed);
+            } else {
+                let newest = had[REPLICATION - 1].clone();
+                let may_be_missing = least.is_none_or(|least| least.action == Action::Delete)
+                    || newest.is_some_and(|newest| newest.action == Action::Delete)
+                    || had.iter().flatten().any(|event| event.action == Action::Delete);
+                prop_assert!(may_be_missing, "key {key} is missing: {had:?}");
             }
         }
     }
