@@ -603,6 +603,26 @@ mod tests {
     }
 
     #[test]
+    fn the_example_has_every_setting_with_its_default() {
+        let example = include_str!("../starling.example.toml");
+        assert_eq!(load(example, &[], &[]).unwrap(), Config::default());
+        for line in Config::default().to_toml().lines().filter(|line| !line.is_empty()) {
+            assert!(example.lines().any(|example| example == line), "{line} is missing");
+        }
+        // What has no default is a setting all the same.
+        let is_setting = |line: &&str| line.starts_with("# ") && line.contains(" = ");
+        for line in example.lines().filter(is_setting) {
+            let (name, _) = line[2..].split_once(" = ").unwrap();
+            let section = example[..example.find(line).unwrap()].rsplit("\n[").next().unwrap();
+            let section = section.split(']').next().unwrap();
+            let uncommented = format!("[{section}]\n{}\n", &line[2..]);
+            let error = load(&uncommented, &[], &[]).err().map(|error| error.to_string());
+            let unknown = error.filter(|error| error.contains("unknown field"));
+            assert_eq!(unknown, None, "{section}.{name}");
+        }
+    }
+
+    #[test]
     fn later_sources_win() {
         let toml =
             "[limits]\nconnections_max = 1\nsubscriptions_max = 1\nclient_queue_bytes = 100000";
