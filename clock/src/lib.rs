@@ -4,6 +4,7 @@
 //! can run it with any clock it likes, and a property test can make that clock lie.
 
 mod clock;
+pub mod mutation;
 mod stamp;
 
 pub use clock::{BoundNotDurable, Clock, ClockConfig, SkewError};

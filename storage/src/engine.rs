@@ -17,6 +17,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use starling_clock::mutation::{self, Mutation};
 use starling_clock::{NodeId, Stamp};
 
 use crate::changes::ChangeLog;
@@ -31,7 +32,7 @@ use crate::types::{
 use crate::wal::{CHANGE_PART, WAL_HINT_HEADER_SIZE, Wal, WalRecord, encode_event_header};
 use crate::{
     Config, Disk, Error, Event, EventId, HistoryRetention, Identity, KEY_SIZE_MAX, KeyspaceId, Lsn,
-    Mode, Outcome, Progress, Retentions, Status, Sync, View, Write,
+    Mode, Outcome, Progress, Provenance, Retentions, Status, Sync, View, Write,
 };
 
 const WAL_DIR: &str = "wal";
@@ -169,7 +170,7 @@ impl<D: Disk> Storage<D> {
         }
         self.apply(writes);
         self.wal.abandon();
-        if synced {
+        if synced || mutation::is(Mutation::ChangesBeforeLog) {
             self.publish();
         }
         Ok(outcomes)
@@ -312,7 +313,8 @@ impl<D: Disk> Storage<D> {
     }
 
     fn publish(&mut self) {
-        assert!(self.wal.unsynced() == 0, "only what is on disk is published");
+        let early = mutation::is(Mutation::ChangesBeforeLog);
+        assert!(self.wal.unsynced() == 0 || early, "only what is on disk is published");
         self.changes.publish();
         self.hints.publish();
     }
@@ -418,7 +420,8 @@ impl<D: Disk> Storage<D> {
         for (index, write) in writes.iter().enumerate() {
             outcomes.push(match write {
                 Write::Apply { event, provenance, mode } => {
-                    let outcome = self.judge(&view, &batch, event, *mode, sequence)?;
+                    let outcome =
+                        self.judge(&view, &batch, event, (*mode, *provenance), sequence)?;
                     if let Outcome::Applied { previous, .. } = outcome {
                         let header = encode_event_header(sequence, *provenance, previous);
                         let payload = self.wal.push_event(header, event);
@@ -453,7 +456,7 @@ impl<D: Disk> Storage<D> {
         view: &TreeView<D>,
         batch: &BTreeSet<EventId<'_>>,
         event: &Event,
-        mode: Mode,
+        (mode, provenance): (Mode, Provenance),
         sequence: u64,
     ) -> Result<Outcome, Error> {
         let id = event.id();
@@ -465,16 +468,23 @@ impl<D: Disk> Storage<D> {
             return Ok(Outcome::Applied { sequence, newest: true, previous });
         };
         // Even if it is here, for it may have come as a copy: its coordinator has to learn of the newer one.
-        if mode == Mode::Direct && newest > event.stamp {
+        let restamp = !mutation::is(Mutation::NoRestamp);
+        if mode == Mode::Direct && newest > event.stamp && restamp {
             return Ok(Outcome::Superseded { newest });
         }
         let known =
             newest == event.stamp || batch.contains(&id) || view.contains(event.partition, id)?;
         // Retention may have dropped it from the tree; it is not to be published again.
         if known || self.changes.find(id)?.is_some() {
+            if provenance == Provenance::Hint && mutation::is(Mutation::HintTwice) {
+                return Ok(Outcome::Applied { sequence, newest: false, previous });
+            }
             return Ok(Outcome::Duplicate);
         }
-        assert!(mode == Mode::Copy, "a direct write is superseded, or the newest itself");
+        assert!(
+            mode == Mode::Copy || !restamp,
+            "a direct write is superseded, or the newest itself"
+        );
         Ok(Outcome::Applied { sequence, newest: false, previous })
     }
 
@@ -580,6 +590,7 @@ impl<D: Disk> Recovery<D> {
                 }
                 self.last_change = Some(sequence);
             }
+            WalRecord::Hint { .. } if mutation::is(Mutation::LoseHints) => {}
             WalRecord::Hint { target, sequence, event } => {
                 self.scratch.clear();
                 event.encode(&mut self.scratch);

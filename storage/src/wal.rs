@@ -16,6 +16,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use starling_clock::mutation::{self, Mutation};
 use starling_clock::{NodeId, Stamp};
 
 use crate::event::{DecodeError, array};
@@ -374,7 +375,13 @@ impl<D: Disk> Wal<D> {
         if self.durable == self.written {
             return Ok(());
         }
-        if let Err(error) = self.active.file.sync() {
+        if mutation::is(Mutation::SkipFsync) {
+            self.durable = self.written;
+            return Ok(());
+        }
+        if let Err(error) = self.active.file.sync()
+            && !mutation::is(Mutation::RetryFsync)
+        {
             self.poisoned = true;
             return Err(write_failed("sync", &self.active.path)(error));
         }

@@ -45,6 +45,7 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use starling_client::wire::{ErrorCode, WireError};
+use starling_clock::mutation::{self, Mutation};
 use starling_clock::{Clock, ClockConfig, HybridTime, NodeId};
 use starling_gossip::GossipConfig;
 use starling_ring::Epoch;
@@ -336,6 +337,9 @@ impl Core {
     }
 
     fn start_comparing(&mut self) {
+        if mutation::is(Mutation::NoConvergence) {
+            return;
+        }
         let config = AntiEntropyConfig {
             interval_ms: self.limits.anti_entropy_interval_ms,
             first_ms: self.limits.anti_entropy_first_ms,
@@ -384,7 +388,9 @@ impl Core {
             for (peer, address) in self.membership.poll_dials(self.now.mono) {
                 self.outputs.push_back(Output::Dial { peer: Some(peer), address });
             }
-            self.start_replays();
+            if !mutation::is(Mutation::NoConvergence) {
+                self.start_replays();
+            }
         }
         if let Phase::Stopping { until } = self.phase {
             // Answered writes go on until their replicas answered or have hints.
@@ -422,6 +428,9 @@ impl Core {
 }
 
 fn recovered_bound(metas: &[(String, Bytes)]) -> Result<HybridTime, StartError> {
+    if mutation::is(Mutation::ForgetRestartBound) {
+        return Ok(HybridTime::ZERO);
+    }
     let Some((name, value)) = metas.iter().find(|(name, _)| name == META_CLOCK_BOUND) else {
         return Ok(HybridTime::ZERO);
     };

@@ -15,6 +15,7 @@
 
 use std::collections::VecDeque;
 
+use starling_clock::mutation::{self, Mutation};
 use starling_clock::{NodeId, Stamp};
 use starling_storage::{Event, Mode};
 
@@ -384,13 +385,14 @@ impl Put {
 
     /// The replica has a newer event of the key: get past it, unless it is too late or too often for that.
     fn handle_superseded(&mut self, at: usize, newest: Stamp) {
-        if !self.answered && !self.superseded && self.restamps < RESTAMPS_MAX {
+        let hide = mutation::is(Mutation::HideSuperseded);
+        if !self.answered && !self.superseded && self.restamps < RESTAMPS_MAX && !hide {
             self.restamps += 1;
             self.ask_for_stamp(Some(newest));
             return;
         }
         // After an `Ok` it is history at this replica and no news; before, the answer says so.
-        self.superseded |= !self.answered;
+        self.superseded |= !self.answered && !mutation::is(Mutation::HideSuperseded);
         self.send(at, Mode::Copy);
     }
 
@@ -404,6 +406,9 @@ impl Put {
         if !self.answered {
             match self.needed {
                 Needed::Replicas(needed) if needed <= acks => self.answer_ok(),
+                Needed::Replicas(_) if 0 < acks && mutation::is(Mutation::AckBeforeQuorum) => {
+                    self.answer_ok();
+                }
                 Needed::Replicas(needed) if acks + open < needed => self.answer_impossible(needed),
                 Needed::Any if 0 < acks => self.answer_ok(),
                 Needed::Any if self.replicas.iter().all(|it| it.state == State::Unhinted) => {

@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use starling_client::codec::{Blob, WireStamp};
 use starling_client::wire::{self, ErrorCode, Response, WireError};
+use starling_clock::mutation::{self, Mutation};
 use starling_clock::{NodeId, Stamp};
 use starling_storage::{Action, Event, HistoryRetention, KeyspaceId};
 
@@ -300,6 +301,10 @@ impl Read {
     /// # Panics
     /// If fewer candidates than needed are given, or none is needed: the caller answers those itself.
     pub fn new(now: Instant, plan: ReadPlan) -> Self {
+        let mut plan = plan;
+        if mutation::is(Mutation::ReadBeforeQuorum) {
+            plan.needed = 1;
+        }
         assert!(0 < plan.needed);
         assert!(plan.needed <= plan.candidates.len());
         let distinct: BTreeSet<_> = plan.candidates.iter().collect();
@@ -510,8 +515,16 @@ impl Read {
 
     fn evaluate_newest(&mut self) {
         let known = self.replicas.values().filter(|replica| replica.counts());
-        let Some(newest) = known.filter_map(|replica| replica.events.keys().last().copied()).max()
-        else {
+        let newest = known.filter_map(|replica| replica.events.keys().last().copied());
+        let newest = if mutation::is(Mutation::TiesByArrival) {
+            newest.reduce(|first, next| {
+                let later = next.time.physical_ms() > first.time.physical_ms();
+                if later { next } else { first }
+            })
+        } else {
+            newest.max()
+        };
+        let Some(newest) = newest else {
             self.answer(Ok(ReadValue::Newest(None)));
             return;
         };
@@ -561,7 +574,9 @@ impl Read {
 
     /// What the replicas have between them, in the order asked for, as far as all of them looked.
     fn union(&self, descending: bool, limit: usize) -> (Vec<Event>, bool) {
-        let counting = || self.replicas.values().filter(|replica| replica.counts());
+        let one = mutation::is(Mutation::HistoryOfOne);
+        let number = if one { 1 } else { usize::MAX };
+        let counting = || self.replicas.values().filter(|replica| replica.counts()).take(number);
         let bounds = counting().filter_map(|replica| replica.covered);
         let bound = if descending { bounds.max() } else { bounds.min() };
         let within = |stamp: Stamp| match bound {
@@ -634,6 +649,9 @@ impl Read {
 
     /// Replicas that answered and lack nothing.
     fn complete(&self) -> usize {
+        if mutation::is(Mutation::AnswerBeforeRepair) {
+            return self.count();
+        }
         self.replicas.values().filter(|replica| replica.standing == Standing::Answered).count()
     }
 

@@ -9,6 +9,7 @@
 use bytes::Bytes;
 use starling_client::codec::Blob;
 use starling_client::wire::{self, Durability, Header, Level, RequestId, Response};
+use starling_clock::mutation::{self, Mutation};
 use starling_clock::{HybridTime, Stamp};
 use starling_storage::{Action, Event, Mode, Provenance};
 
@@ -384,7 +385,7 @@ impl Core {
 
     /// The clock moves past what the client has seen.
     fn observe(&mut self, observed: u64) -> Result<(), Refusal> {
-        if observed == 0 {
+        if observed == 0 || mutation::is(Mutation::IgnoreObserved) {
             return Ok(());
         }
         let time = HybridTime::from_packed(observed)

@@ -14,6 +14,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use starling_clock::mutation::{self, Mutation};
 
 use super::frame::{FRAME_HEADER_SIZE, Frame, decode_frame, frame_size, proves_durable};
 use crate::event::{DecodeError, array};
@@ -185,7 +186,9 @@ impl<F: DiskFile> Segment<F> {
             return Err(Error::io("write", &path)(error));
         }
         file.sync().map_err(write_failed("sync", &path))?;
-        disk.sync_dir(dir).map_err(write_failed("sync", dir))?;
+        if !mutation::is(Mutation::SkipDirectorySync) {
+            disk.sync_dir(dir).map_err(write_failed("sync", dir))?;
+        }
         Ok(Self { file: Arc::new(file), path, first, salt, len: SEGMENT_HEADER_SIZE as u64 })
     }
 

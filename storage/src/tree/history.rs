@@ -12,6 +12,7 @@
 //! A merge sees some of the versions of a key; what would go by those goes by all of them, since further versions
 //! can only push it further back.
 
+use starling_clock::mutation::{self, Mutation};
 use starling_clock::Stamp;
 
 use crate::{HistoryRetention, Retentions};
@@ -70,7 +71,8 @@ impl History {
         self.rank += 1;
         let may_go = candidate.is_delete
             && newer.is_none()
-            && candidate.stamp < retentions.tombstone_floor(candidate.partition)
+            && (candidate.stamp < retentions.tombstone_floor(candidate.partition)
+                || mutation::is(Mutation::DropTombstoneEarly))
             && !has_older_elsewhere();
         if may_go { Verdict::Hold } else { Verdict::Keep }
     }
