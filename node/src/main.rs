@@ -5,6 +5,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use starling_node::commands::Cli;
 
+/// Requests make and drop many small buffers on three threads; the system's allocator took a tenth of the time of a node under load.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     Cli::parse().run()
 }
