@@ -12,8 +12,8 @@
 //! A merge sees some of the versions of a key; what would go by those goes by all of them, since further versions
 //! can only push it further back.
 
-use starling_clock::mutation::{self, Mutation};
 use starling_clock::Stamp;
+use starling_clock::mutation::{self, Mutation};
 
 use crate::{HistoryRetention, Retentions};
 
