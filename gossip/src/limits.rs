@@ -7,8 +7,8 @@
 //!
 //! Timings are settings, not bounds: see `config.rs`.
 
-/// Bytes in a datagram at most: below QUIC's least path MTU, so that it always fits one packet.
-pub const DATAGRAM_SIZE_MAX: usize = 1_200;
+/// Bytes in a datagram at most: what fits one packet of QUIC on any path that QUIC runs on, before a larger one was found too.
+pub const DATAGRAM_SIZE_MAX: usize = 1_150;
 /// Bytes in a push-pull request or answer at most. A node that knows more than fits sends a window of it,
 /// another one each time.
 pub const PUSH_PULL_SIZE_MAX: usize = 4 << 20;
@@ -47,6 +47,13 @@ pub(crate) const DATAGRAM_RUMOURS_MAX: usize = 255;
 /// spread as rumours, only its sender is. Later push-pulls carry them on.
 pub(crate) const BULK_MEMBERS: usize = 64;
 
+/// Bytes of a UDP payload that every path of QUIC carries (RFC 9000, section 14).
+const PACKET_SIZE_MIN: usize = 1_200;
+/// What QUIC needs of that: a short header with the longest connection id and packet number, the tag of the cipher, and the
+/// type and longest length of the datagram frame (RFC 9000, section 17.3.1; RFC 9221, section 4).
+const PACKET_OVERHEAD_MAX: usize = (1 + 20 + 4) + 16 + (1 + 8);
+
+const _: () = assert!(DATAGRAM_SIZE_MAX + PACKET_OVERHEAD_MAX <= PACKET_SIZE_MIN);
 const _: () = assert!(PUSH_PULL_MEMBERS_SIZE_MAX + (1 << 19) < PUSH_PULL_SIZE_MAX);
 const _: () = assert!(ZONE_SIZE_MAX <= u8::MAX as usize);
 const _: () = assert!(SOFTWARE_SIZE_MAX <= u8::MAX as usize);

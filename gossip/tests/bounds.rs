@@ -145,6 +145,39 @@ fn registers_over_the_bound_are_refused() {
 }
 
 #[test]
+fn registers_from_the_future_are_not_taken_nor_asked_for_nor_spread_until_it_is_their_time() {
+    let (mut from, mut to) = (acquainted(1, [2]), acquainted(2, [1, 3]));
+    for size in [8, 4_000] {
+        from.set_register(NOW, &register(&size.to_string(), 1_000, size)).unwrap();
+    }
+    let rumours = |from: &mut Gossip| {
+        from.handle_timeout(from.poll_timeout().unwrap());
+        let datagram = |output| match output {
+            Output::Datagram { bytes, .. } => Some(bytes),
+            _ => None,
+        };
+        outputs(from).into_iter().filter_map(datagram).collect::<Vec<_>>()
+    };
+    to.set_register_time_max(HybridTime::new(999, 0));
+    let told: Vec<_> = (0..4).flat_map(|_| rumours(&mut from)).collect();
+    assert!(!told.is_empty());
+    for bytes in &told {
+        to.handle_datagram(NOW, NodeId(1), bytes).unwrap();
+    }
+    push_pull(&mut to, &mut from);
+    push_pull(&mut from, &mut to);
+    assert_eq!(to.registers().count(), 0);
+    let happened = outputs(&mut to);
+    let of_registers = |output: &Output| {
+        matches!(output, Output::RegisterChanged { .. } | Output::PushPull { .. })
+    };
+    assert!(!happened.iter().any(of_registers), "{happened:?}");
+    to.set_register_time_max(HybridTime::new(1_000, 0));
+    push_pull(&mut to, &mut from);
+    assert_eq!(to.registers().count(), 2);
+}
+
+#[test]
 fn push_pulls_stay_within_their_bound_and_bring_everything_in_the_end() {
     let state = NodeState { extra: vec![1; 256], zone: "z".repeat(64), ..at(0) };
     let state = Arc::new(state);

@@ -6,6 +6,7 @@
 //!   are heard in; what a member says of itself goes by its own incarnation.
 //! - A claim that this node is anything but alive, at its incarnation or above, is refuted by a greater one,
 //!   unless it has left.
+//! - A register of another node that is stamped too late changes nothing here and is not passed on.
 //! - A suspect becomes dead only when its time has passed on a node that was awake.
 
 use std::sync::Arc;
@@ -66,7 +67,7 @@ impl Gossip {
                 Heard { node, status, incarnation, by, state: None }
             }
             Rumour::Register(register) => {
-                self.merge_register(register, true);
+                self.hear_register(register, true);
                 return;
             }
             // Pulled together, once the whole datagram was heard.
@@ -110,7 +111,7 @@ impl Gossip {
         let new = |register: &&RegisterView<'_>| !self.registers.contains_key(register.name);
         let is_bulk = knowledge.registers.iter().filter(new).count() > BULK_MEMBERS;
         for &register in &knowledge.registers {
-            self.merge_register(register, !is_bulk);
+            self.hear_register(register, !is_bulk);
         }
     }
 
@@ -281,6 +282,13 @@ impl Gossip {
         if incarnation < INCARNATION_MAX / 2 && incarnation >= own.incarnation {
             let state = own.state.clone();
             self.publish_own(Status::Alive, incarnation + 1, state);
+        }
+    }
+
+    /// Takes another node's register, unless it is stamped too late.
+    fn hear_register(&mut self, heard: RegisterView<'_>, spreads: bool) {
+        if heard.stamp.time <= self.register_time_max {
+            self.merge_register(heard, spreads);
         }
     }
 

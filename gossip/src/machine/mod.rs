@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use starling_clock::{NodeId, Stamp};
+use starling_clock::{HybridTime, NodeId, Stamp};
 
 use crate::limits::{LOCAL_HEALTH_MAX, REGISTERS_MAX, RELAYS_MAX};
 use crate::logarithm::push_pull_scale;
@@ -113,6 +113,8 @@ pub struct Gossip {
     suspicions: BTreeMap<NodeId, Suspicion>,
     /// Registers that were asked for, so that many notices of one cause one pull.
     pulls: BTreeMap<String, Stamp>,
+    /// Registers of others stamped later than this are not taken.
+    register_time_max: HybridTime,
     /// A stranger's datagram causes no push-pull before this.
     greeting_at: Instant,
     outputs: VecDeque<Output>,
@@ -168,6 +170,7 @@ impl Gossip {
             relays: BTreeMap::new(),
             suspicions: BTreeMap::new(),
             pulls: BTreeMap::new(),
+            register_time_max: HybridTime::MAX,
             greeting_at: now,
             outputs: VecDeque::new(),
         })
@@ -262,6 +265,13 @@ impl Gossip {
         let is_set = self.merge_register(RegisterView::of(register), true);
         self.invariants();
         Ok(is_set)
+    }
+
+    /// From now on registers of others that are stamped later than `time` are neither taken nor asked for nor spread,
+    /// until a later call lets them in: whoever has the wall clock knows what is too far ahead of it. Push-pulls bring
+    /// them again. At first nothing is too late. What [`Self::set_register`] is given is not judged.
+    pub fn set_register_time_max(&mut self, time: HybridTime) {
+        self.register_time_max = time;
     }
 
     /// Takes over members from elsewhere, for example those that a former life persisted, without spreading them,

@@ -257,7 +257,11 @@ impl Gossip {
             None => self.registers.len() < REGISTERS_MAX,
         };
         let is_asked = self.pulls.get(name).is_some_and(|&asked| asked >= stamp);
-        is_newer && !is_asked && (self.pulls.len() < REGISTERS_MAX || self.pulls.contains_key(name))
+        let is_in_time = stamp.time <= self.register_time_max;
+        is_newer
+            && is_in_time
+            && !is_asked
+            && (self.pulls.len() < REGISTERS_MAX || self.pulls.contains_key(name))
     }
 
     pub(super) fn send_pull(&mut self, to: NodeId, names: &[&str]) {
