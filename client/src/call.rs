@@ -17,6 +17,7 @@ use crate::connection::{NoAnswer, NodeConnection};
 use crate::error::ClientError;
 use crate::routing::{Routing, Standing};
 use crate::time::{self, Deadline};
+use crate::transport::TlsError;
 use crate::wire::{ErrorCode, ErrorKind, Header, Request, RequestId, Response, WireError};
 
 /// The pause before the second attempt, and the longest.
@@ -271,6 +272,11 @@ impl<'a> Call<'a> {
         };
         self.attempts += 1;
         let outcome = self.wait(&connection, &header, &routing, deadline).await;
+        if let (Outcome::NotSent(_) | Outcome::NoAnswer(_), Some(reason)) =
+            (&outcome, connection.refused_certificate())
+        {
+            return Err(TlsError::NotAccepted { node, reason }.into());
+        }
         match outcome {
             Outcome::Answer(Response::Error(_)) => self.tried.push(node),
             Outcome::Answer(ref response) => self.observe(response),

@@ -225,17 +225,21 @@ impl Inner {
     async fn find_cluster(&self) -> Result<(), ClientError> {
         let deadline = Deadline::after(self.config.request_timeout);
         loop {
-            let mut problem = String::new();
+            let (mut problem, mut refused) = (String::new(), None);
             for address in &self.config.addresses {
                 match self.nodes.connect_address(address).await {
                     Ok(connection) => {
                         match self.refresh_from(Target::Node(connection.node())).await {
                             Ok(()) => return Ok(()),
+                            Err(error @ ClientError::Tls(_)) => refused = Some(error),
                             Err(error) => problem = format!("{address}: {error}"),
                         }
                     }
                     Err(text) => problem = format!("{address}: {text}"),
                 }
+            }
+            if let Some(error) = refused {
+                return Err(error);
             }
             if deadline.remaining() <= CONNECT_PAUSE {
                 return Err(ClientError::NoNode(problem));

@@ -9,7 +9,7 @@
 //! It neither repeats nor routes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use starling_clock::NodeId;
@@ -23,6 +23,9 @@ use crate::wire::{Header, Request, Response};
 
 /// Bytes of requests that wait for the network; more wait for room.
 const OUTBOX_SIZE: usize = 4 << 20;
+
+/// Alerts of TLS that are about the peer's certificate (RFC 8446, section 6.2).
+const CERTIFICATE_ALERTS: [u8; 9] = [42, 43, 44, 45, 46, 48, 49, 51, 116];
 
 /// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +50,8 @@ struct Shared {
     pending: Mutex<Pending>,
     /// Counts what arrived, so that one who waits can tell a slow node from a silent one.
     heard: AtomicU64,
+    /// Why the connection ended, if not by this side: closing it hides that.
+    ended: OnceLock<quinn::ConnectionError>,
 }
 
 impl Shared {
@@ -145,6 +150,16 @@ impl NodeConnection {
         self.shared.pending().lost || self.outbox.is_closed()
     }
 
+    /// What the node said if it has turned this client's certificate away. Its handshake has failed then: it has read no request.
+    ///
+    /// In TLS 1.3 a client's own handshake is done before the node looks at its certificate.
+    pub(crate) fn refused_certificate(&self) -> Option<String> {
+        let reason = self.shared.ended.get().cloned().or_else(|| self.quic.close_reason());
+        let Some(quinn::ConnectionError::ConnectionClosed(close)) = reason else { return None };
+        let alerts = CERTIFICATE_ALERTS.map(quinn::TransportErrorCode::crypto);
+        alerts.contains(&close.error_code).then(|| close.to_string())
+    }
+
     /// Asks, and waits for the answer however long it takes. Dropping the future forgets the question.
     ///
     /// `sent` becomes true when the request may have left.
@@ -208,6 +223,10 @@ async fn read_answers(shared: Arc<Shared>, quic: Connection, stream: RecvStream)
         }
     };
     tracing::debug!(%problem, "connection to a node ends");
+    if let Some(reason) = quic.close_reason() {
+        // This task alone sets it.
+        let _ = shared.ended.set(reason);
+    }
     shared.pending().lose();
     quic.close(VarInt::from_u32(0), b"");
 }

@@ -150,10 +150,14 @@ impl Keyspace {
     /// Refuses what no node would take.
     fn check_key(key: &Blob) -> Result<(), ClientError> {
         if key.is_empty() {
-            return refuse(ErrorCode::KeyEmpty, "the key is empty");
+            return refuse(ErrorCode::KeyEmpty, "the key is empty: a key has 1 to 4096 bytes");
         }
         if key.len() > KEY_SIZE_MAX {
-            return refuse(ErrorCode::KeyTooLarge, format!("the key has {} bytes", key.len()));
+            let problem = format!(
+                "the key has {} bytes, the limit is {KEY_SIZE_MAX}: use a shorter key, or its hash",
+                key.len()
+            );
+            return refuse(ErrorCode::KeyTooLarge, problem);
         }
         Ok(())
     }
@@ -222,7 +226,10 @@ impl Write {
         };
         Keyspace::check_key(key)?;
         if payload.len() > PAYLOAD_SIZE_LIMIT {
-            let problem = format!("the payload has {} bytes", payload.len());
+            let problem = format!(
+                "the payload has {} bytes, none may have over {PAYLOAD_SIZE_LIMIT}: split it",
+                payload.len()
+            );
             return refuse(ErrorCode::PayloadTooLarge, problem);
         }
         *level = self.options.level;

@@ -212,7 +212,12 @@ impl Nodes {
                 .endpoint
                 .connect_with(self.dialling.clone(), resolved, name)
                 .map_err(|error| error.to_string())?;
-            connecting.await.map_err(|error| error.to_string())
+            connecting.await.map_err(|error| match error {
+                quinn::ConnectionError::TransportError(error) => format!(
+                    "{error}: is it a node of the cluster whose authority this client trusts?"
+                ),
+                error => error.to_string(),
+            })
         });
         let connection = connected
             .await

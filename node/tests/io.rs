@@ -23,7 +23,7 @@ use starling_client::wire::{
     ALPN_CLIENT, ALPN_PEER, ChangesFrom, ChangesItem, ChangesRequest, ErrorCode, Header, Request,
     RequestId, Response,
 };
-use starling_client::{Client, ClientConfig, Level};
+use starling_client::{Client, ClientConfig, ClientError, ErrorKind, Level};
 use starling_clock::NodeId;
 use starling_node::io::CloseCode;
 use starling_node::io::time::Clock;
@@ -60,6 +60,19 @@ impl Node {
         if !flags.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1:0"]);
         }
+        Self::start_by(data_dir, command)
+    }
+
+    /// Starts a node that cannot make a file longer than so many blocks of the shell's: 512 or 1024 bytes each.
+    fn start_with_little_room(data_dir: &Path, blocks: u32) -> Self {
+        let node = command(data_dir, &["--listen", "127.0.0.1:0"]);
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("ulimit -f {blocks} && exec \"$@\"")).arg("sh");
+        command.arg(node.get_program()).args(node.get_args());
+        Self::start_by(data_dir, command)
+    }
+
+    fn start_by(data_dir: &Path, mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -533,6 +546,129 @@ async fn a_large_request_is_answered_on_the_shared_stream() {
     assert_eq!(large.frame().id, 3);
 }
 
+async fn refusal(stream: &mut Stream, id: u64, request: Request) -> (ErrorCode, String) {
+    match stream.ask(id, request).await {
+        Response::Error(error) => (error.code, error.to_string()),
+        other => panic!("{other:?} is the answer to request {id}"),
+    }
+}
+
+#[tokio::test]
+async fn what_no_request_may_ask_is_refused_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), &["--set", "limits.payload_size_max=1000"]);
+    let connection = node.client().await;
+    let mut stream = Stream::open(&connection).await;
+    let put = |keyspace: &str, key: usize, payload: usize, level: Option<Level>| Request::Write {
+        keyspace: Text::from(keyspace),
+        key: vec![b'k'; key].into(),
+        action: starling_client::wire::Action::Put,
+        payload: vec![7; payload].into(),
+        level,
+        durability: None,
+    };
+    let read = |level: Level| Request::Get {
+        keyspace: Text::from("default"),
+        key: b"k".to_vec().into(),
+        at: None,
+        level: Some(level),
+    };
+    let cases = [
+        (put("default", 0, 1, None), ErrorCode::KeyEmpty, "1 to 4096 bytes"),
+        (put("default", 4097, 1, None), ErrorCode::KeyTooLarge, "use a shorter key"),
+        (put("default", 1, 1001, None), ErrorCode::PayloadTooLarge, "limits.payload_size_max"),
+        (put("nowhere", 1, 1, None), ErrorCode::KeyspaceUnknown, "starling keyspace create"),
+        (put("default", 1, 1, Some(Level::Two)), ErrorCode::LevelTooLarge, "lower the level"),
+        (put("default", 1, 1, Some(Level::Count(0))), ErrorCode::LevelTooLarge, "the level"),
+        (read(Level::Count(9)), ErrorCode::LevelTooLarge, "lower the level"),
+        (read(Level::Any), ErrorCode::LevelNotForReads, "read at ONE or more"),
+    ];
+    for (id, (request, code, text)) in (1..).zip(cases) {
+        let (found, said) = refusal(&mut stream, id, request).await;
+        assert_eq!(found, code, "{said}");
+        assert!(said.contains(text), "{said:?} should say {text:?}");
+    }
+    // The limits themselves are fine.
+    let largest = put("default", 4096, 1000, Some(Level::One));
+    assert!(matches!(stream.ask(99, largest).await, Response::Written { .. }));
+}
+
+/// A client that shows `certificate`'s pair and trusts `authority`'s nodes.
+async fn connect_as(node: &Node, authority: &Path, certificate: &Path) -> ClientError {
+    let files = TlsFiles {
+        authority: authority.join(tls::AUTHORITY_CERT),
+        ..TlsFiles::of_client(certificate)
+    };
+    let credentials = Credentials::from_files(&files).unwrap();
+    let mut config = ClientConfig::new([node.address.to_string()], credentials);
+    config.request_timeout = Duration::from_secs(5);
+    in_time(Client::connect(config)).await.expect_err("it is a stranger")
+}
+
+#[tokio::test]
+async fn a_client_is_told_that_its_certificate_is_foreign() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let node = Node::start(dir.path(), &[]);
+    tls::ensure_development(other.path(), "other", NodeId(1), 1_767_225_600).unwrap();
+    let error = connect_as(&node, &node.tls(), other.path()).await;
+    assert!(matches!(error, ClientError::Tls(_)), "{error:?}");
+    let said = error.to_string();
+    assert!(said.contains("use one that the authority of its cluster has made"), "{said}");
+
+    let error = connect_as(&node, other.path(), &node.tls()).await;
+    assert!(matches!(error, ClientError::NoNode(_)), "{error:?}");
+    assert!(error.to_string().contains("authority this client trusts"), "{error}");
+}
+
+/// A limit on the size of files stands for a full disk: both end a write in the middle, and neither needs rights that a test has not.
+#[tokio::test]
+async fn a_full_disk_refuses_writes_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let value = |at: u8| vec![at; 100_000];
+    let read = async |client: &Client, at: u8| {
+        let get = client.keyspace("default").get(format!("key {at}"));
+        in_time(get.send()).await.unwrap().map(|version| version.payload.to_vec())
+    };
+    let node = Node::start_with_little_room(dir.path(), 2000);
+    let mut config = ClientConfig::new([node.address.to_string()], node.credentials());
+    config.request_timeout = Duration::from_secs(1);
+    let client = Client::connect(config.clone()).await.unwrap();
+    let mut taken = 0;
+    let error = loop {
+        assert!(taken < 100, "the limit is reached");
+        let put = client.keyspace("default").put(format!("key {taken}"), value(taken));
+        match in_time(put.send()).await {
+            Ok(_) => taken += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(0 < taken, "there is room at first");
+    assert_eq!(error.kind(), ErrorKind::NothingHappened, "{error}");
+    assert_eq!(error.wire().map(|error| error.code), Some(ErrorCode::DiskFull), "{error}");
+    assert!(error.to_string().contains("free some space"), "{error}");
+    for at in 0..taken {
+        assert_eq!(read(&client, at).await, Some(value(at)), "{at} of {taken}");
+    }
+    assert_eq!(read(&client, taken).await, None, "nothing happened");
+    // It takes what there is room for.
+    in_time(client.keyspace("default").put("small", "value").send()).await.unwrap();
+    // Dropping kills it.
+    drop(node);
+
+    let mut node = Node::start(dir.path(), &[]);
+    config.addresses = vec![node.address.to_string()];
+    let client = Client::connect(config).await.unwrap();
+    for at in 0..taken {
+        assert_eq!(read(&client, at).await, Some(value(at)), "{at} of {taken}");
+    }
+    assert_eq!(read(&client, taken).await, None, "nothing happened");
+    let again = client.keyspace("default").put(format!("key {taken}"), value(taken));
+    in_time(again.send()).await.unwrap();
+    assert_eq!(read(&client, taken).await, Some(value(taken)));
+    client.close().await;
+    assert_eq!(node.terminate(), Some(0));
+}
+
 fn fails(output: &Output, exit_code: i32, text: &str) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(exit_code), "{said}");
@@ -555,6 +691,11 @@ fn each_reason_not_to_start_has_its_text_and_exit_code() {
     fails(&run("b", &["--member", "1@127.0.0.1:1"]), 2, "--id");
     fails(&run("b", &["--listen", "localhost"]), 2, "--listen");
     fails(&run("b", &["--config", "/nowhere.toml"]), 2, "/nowhere.toml");
+    let file = dir.path().join("starling.toml");
+    fs::write(&file, "[storage]\nmemtable = 1\n").unwrap();
+    let file = file.to_str().unwrap();
+    fails(&run("b", &["--config", file]), 2, "unknown field");
+    fails(&run("b", &["--config", file]), 2, "memtable");
     fails(&run("b", &["--tls-dir", "/nowhere"]), 5, "/nowhere/ca.pem is missing");
     drop(node);
 
@@ -564,6 +705,16 @@ fn each_reason_not_to_start_has_its_text_and_exit_code() {
     let tls_dir = dir.path().join("a/tls");
     let other = ["--id", "9", "--tls-dir", tls_dir.to_str().unwrap()];
     fails(&run("c", &other), 5, "not the certificate of node 9");
+
+    // Another node's storage under this node's name, and storage of a newer release.
+    let mut moved = Node::start(&dir.path().join("d"), &["--id", "4"]);
+    assert_eq!(moved.terminate(), Some(0));
+    drop(moved);
+    let storage_identity = |name: &str| dir.path().join(name).join("storage/identity");
+    let own = fs::read(storage_identity("a")).unwrap();
+    fs::copy(storage_identity("d"), storage_identity("a")).unwrap();
+    fails(&run("a", &["--listen", "127.0.0.1:0"]), 3, "belongs to node 4");
+    fs::write(storage_identity("a"), own).unwrap();
 
     let identity = dir.path().join("a/identity.toml");
     let text = fs::read_to_string(&identity).unwrap();

@@ -77,6 +77,16 @@ pub enum TlsError {
     /// The TLS library was built without what QUIC needs.
     #[error("TLS cannot be set up: {0}")]
     Setup(String),
+    /// The node turned our certificate away.
+    #[error(
+        "node {node} does not accept this client's certificate ({reason}): use one that the authority of its cluster has made"
+    )]
+    NotAccepted {
+        /// Which.
+        node: NodeId,
+        /// What it said.
+        reason: String,
+    },
     /// The peer showed no certificate.
     #[error("the peer showed no certificate")]
     NoPeerCertificate,

@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use tokio::signal::unix::{SignalKind, signal};
+use rustix::process::Signal;
+use tokio::signal::unix::{Signal as Unix, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, ConfigError, LogConfig, LogFormat};
@@ -18,6 +19,9 @@ const EXIT_CODES: &str = "Exit codes: 0 stopped gracefully (SIGTERM, SIGINT), 2 
 
 Settings come from the file, then the environment (STARLING_<SECTION>__<FIELD>, for example STARLING_NODE__LISTEN), then flags; \
 --print-config shows all of them.";
+
+/// Exit code of a node that was told twice to stop.
+const NOT_WAITED: i32 = 1;
 
 /// A flag for what is most often set; `--set` for all else.
 #[derive(Debug, clap::Args)]
@@ -139,21 +143,34 @@ fn say_ready(address: SocketAddr) {
     }
 }
 
-/// Ready at the first SIGTERM or SIGINT. At the second the system's way takes over: the process ends.
+/// Ready at the first SIGTERM or SIGINT. The second ends the process at once, as a crash would: what was acknowledged is in the log.
 async fn stop_signal() {
+    // Without a handler, reaching a limit on the size of files (`ulimit -f`) would end the process; with one, the write fails.
+    if let Err(error) = signal(SignalKind::from_raw(Signal::XFSZ.as_raw())) {
+        tracing::warn!(%error, "a limit on the size of files would end this node");
+    }
     let signals = signal(SignalKind::terminate())
         .and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)));
     match signals {
         Ok((mut terminate, mut interrupt)) => {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+            either(&mut terminate, &mut interrupt).await;
+            tokio::spawn(async move {
+                either(&mut terminate, &mut interrupt).await;
+                tracing::warn!("told twice to stop: not waiting for what is in flight");
+                std::process::exit(NOT_WAITED);
+            });
         }
         Err(error) => {
             tracing::error!(%error, "signals cannot be received: the node can only be killed");
             std::future::pending::<()>().await;
         }
+    }
+}
+
+async fn either(terminate: &mut Unix, interrupt: &mut Unix) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
 }
 

@@ -56,7 +56,13 @@ impl Disk for OsDisk {
 
     fn create(&self, path: &str) -> io::Result<OsFile> {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(true).open(self.path(path)).map(OsFile)
+        options
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(self.path(path))
+            .map(OsFile)
+            .map_err(no_room)
     }
 
     fn open(&self, path: &str) -> io::Result<OsFile> {
@@ -110,6 +116,16 @@ impl Disk for OsDisk {
     }
 }
 
+/// A quota that is used up and a limit on the size of files are no room as a full disk is, and are told as one.
+fn no_room(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            io::Error::new(io::ErrorKind::StorageFull, error)
+        }
+        _ => error,
+    }
+}
+
 impl DiskFile for OsFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         loop {
@@ -121,7 +137,7 @@ impl DiskFile for OsFile {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.0.write_all_at(buf, offset)
+        self.0.write_all_at(buf, offset).map_err(no_room)
     }
 
     fn sync(&self) -> io::Result<()> {
