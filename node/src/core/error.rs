@@ -126,7 +126,8 @@ pub enum Refusal {
     },
     /// The write MAY become visible later: replicas refused it, hints may bring it yet.
     #[error(
-        "{acks} of {needed} replicas took it, others refused ({outcome:?}): repeat it with the same request id"
+        "{acks} of {needed} replicas took it, others refused ({}): repeat it with the same request id",
+        reason(outcome)
     )]
     Failed {
         /// Replicas that took it.
@@ -147,7 +148,7 @@ pub enum Refusal {
         needed: usize,
     },
     /// Every replica refused it, nothing is kept anywhere.
-    #[error("every replica refused the write: {outcome:?}")]
+    #[error("every replica refused the write: {}", reason(outcome))]
     Refused {
         /// What the last of them said.
         outcome: WriteOutcome,
@@ -217,6 +218,21 @@ impl Refusal {
             Self::DiskFull => ErrorCode::DiskFull,
             Self::Damaged => ErrorCode::Damaged,
             Self::SubscriptionsMax(_) => ErrorCode::SubscriptionsMax,
+        }
+    }
+}
+
+/// Why a replica did not take a write, and what to do about it.
+fn reason(outcome: &WriteOutcome) -> &'static str {
+    match outcome {
+        WriteOutcome::Full => "the disk is full, free some space or add a node",
+        WriteOutcome::Poisoned => "storage stopped after a failed sync, restart the node",
+        WriteOutcome::Overloaded => "it is busy, slow down",
+        WriteOutcome::Skewed => "the stamp is ahead of its clock, set the nodes' clocks",
+        WriteOutcome::NotHome => "it is not home to the key, the nodes' members differ",
+        WriteOutcome::Invalid => "the event is over a limit of it, give all nodes the same limits",
+        WriteOutcome::Applied | WriteOutcome::Duplicate | WriteOutcome::Superseded(_) => {
+            "there is a newer event"
         }
     }
 }
