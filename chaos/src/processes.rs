@@ -290,14 +290,13 @@ pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> Result<T
 
 /// `STARLING_BIN`, or the program that cargo built beside the running test.
 fn binary() -> Result<PathBuf, HarnessError> {
-    let path = match std::env::var_os("STARLING_BIN") {
-        Some(path) => PathBuf::from(path),
-        None => {
-            // target/<profile>/deps/<test> -> target/<profile>/starling
-            let test = std::env::current_exe().map_err(io_error("path of the test"))?;
-            let built = test.ancestors().nth(2).map(|dir| dir.join("starling"));
-            built.unwrap_or_else(|| PathBuf::from("starling"))
-        }
+    let path = if let Some(path) = std::env::var_os("STARLING_BIN") {
+        PathBuf::from(path)
+    } else {
+        // target/<profile>/deps/<test> -> target/<profile>/starling
+        let test = std::env::current_exe().map_err(io_error("path of the test"))?;
+        let built = test.ancestors().nth(2).map(|dir| dir.join("starling"));
+        built.unwrap_or_else(|| PathBuf::from("starling"))
     };
     if path.is_file() { Ok(path) } else { Err(HarnessError::NoBinary(path)) }
 }
