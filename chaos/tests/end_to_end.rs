@@ -1,5 +1,7 @@
 //! Real processes over real QUIC: import, `kill -9` in the middle, nothing acked is lost, everybody ends with the same events.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
