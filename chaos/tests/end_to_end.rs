@@ -80,7 +80,9 @@ fn receipts(cluster: &ProcessCluster, keyspace: &str) -> BTreeMap<String, Vec<(u
         let of_key = taken.entry(line["key"].as_str().unwrap().to_owned()).or_default();
         of_key.push((line["row"].as_u64().unwrap(), stamp));
     }
-    taken.values_mut().for_each(|rows| rows.sort_unstable());
+    for rows in taken.values_mut() {
+        rows.sort_unstable();
+    }
     taken
 }
 
