@@ -213,7 +213,8 @@ pub enum IncidentKind {
         /// The power went: what was not synced may be lost. Otherwise only the process died.
         power: bool,
     },
-    /// The node's wall clock was set this far from the true time, in milliseconds.
+    /// The node's wall clock is this far from the true time, in milliseconds. Between two of these it moves in a straight line:
+    /// a jump is two of them at one time. Before the first it is right.
     Clock {
         /// Ahead is positive.
         skew_ms: i64,
