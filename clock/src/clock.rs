@@ -29,7 +29,7 @@ pub struct ClockConfig {
     pub skew_ms_max: u64,
     /// How far ahead of the stamps the durable bound is set, in milliseconds: after a restart stamps
     /// begin that far ahead of the earlier life's at most. Must not be above `skew_ms_max`, or peers refuse a
-    /// restarted node. Restarts closer together than this add up, until the wall clock has caught up.
+    /// restarted node. Restarts closer together than this add up until the wall clock has caught up: see [`Clock::ahead_ms`].
     pub bound_window_ms: u64,
 }
 
@@ -135,6 +135,11 @@ impl Clock {
     pub fn poll_bound(&self, now_ms: u64) -> Option<HybridTime> {
         let half = self.next(now_ms).plus_ms(self.config.bound_window_ms / 2);
         (half >= self.bound).then(|| self.wanted_bound(now_ms))
+    }
+
+    /// How far the next stamp would be ahead of the wall clock, in milliseconds.
+    pub fn ahead_ms(&self, now_ms: u64) -> u64 {
+        self.next(now_ms).physical_ms().saturating_sub(now_ms)
     }
 
     /// The bound that gives a whole window of stamps from `now_ms` on.

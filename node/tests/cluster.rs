@@ -267,15 +267,96 @@ fn stamps_never_go_back_over_restarts_and_jumps_of_the_wall_clock() {
     let mut last = Stamp::ZERO;
     for (round, skew_ms) in [0, 400, -5_000, 100, -60_000].into_iter().enumerate() {
         world.skew(1, skew_ms);
-        let (stamp, superseded, _) =
-            written(world.put(1, b"key", &[u8::try_from(round).unwrap()], Level::One));
-        assert!(last < stamp && !superseded, "{last} then {stamp}");
-        last = stamp;
+        let response = world.put(1, b"key", &[u8::try_from(round).unwrap()], Level::One);
+        if skew_ms < -500 {
+            // A stamp above the last one would be too far ahead of the wall clock.
+            assert_eq!(code(response), ErrorCode::ClockSkew);
+            assert!(world.get(1, b"key", Level::Quorum).unwrap().is_some());
+        } else {
+            let (stamp, superseded, _) = written(response);
+            assert!(last < stamp && !superseded, "{last} then {stamp}");
+            last = stamp;
+        }
         world.crash(1);
         world.run_ms(50);
         world.start(1);
         world.run_ms(500);
     }
+    // A wall clock that was set back catches up.
+    world.skew(1, -5_000);
+    world.run_ms(100);
+    assert_eq!(code(world.put(1, b"key", b"early", Level::One)), ErrorCode::ClockSkew);
+    world.run_ms(5_000);
+    let (stamp, superseded, _) = written(world.put(1, b"key", b"late", Level::Quorum));
+    assert!(last < stamp && !superseded);
+}
+
+#[test]
+fn restarts_in_quick_succession_do_not_add_up() {
+    let mut world = World::new(12, 3, CALM);
+    let (mut last, ..) = written(world.put(1, b"key", b"first", Level::All));
+    for round in 0..20 {
+        world.crash(1);
+        world.run_ms(3);
+        world.start(1);
+        // Some lives are over before they take requests.
+        if round % 3 == 0 {
+            continue;
+        }
+        let since = world.now_us();
+        while !world.core(1).is_serving() {
+            world.run_ms(1);
+            assert!(world.now_us() - since < 600_000, "a start waits half a second at most or so");
+        }
+        // The others take its stamps, also those whose clocks are behind a little.
+        world.skew(2, -200);
+        world.run_ms(150);
+        let (stamp, ..) = written(world.put(1, b"key", b"again", Level::All));
+        assert!(last < stamp);
+        last = stamp;
+        world.skew(2, 0);
+    }
+}
+
+#[test]
+fn a_start_does_not_wait_for_a_wall_clock_that_was_set_far_back() {
+    let mut world = World::new(13, 3, CALM);
+    written(world.put(1, b"key", b"value", Level::All));
+    world.crash(1);
+    world.skew(1, -60_000);
+    world.start(1);
+    world.run_ms(100);
+    assert!(world.core(1).is_serving());
+    assert_eq!(payload(world.get(1, b"key", Level::Quorum).unwrap()), b"value");
+    assert_eq!(code(world.put(1, b"key", b"new", Level::One)), ErrorCode::ClockSkew);
+    world.skew(1, 0);
+    written(world.put(1, b"key", b"new", Level::All));
+}
+
+#[test]
+fn after_a_restart_the_clock_is_above_what_storage_holds() {
+    let mut world = World::new(14, 3, CALM);
+    world.skew(2, 450);
+    let (stamp, ..) = written(world.put(2, b"seen", b"value", Level::All));
+    world.crash(1);
+    // The bound of the first life is below the stamp that it has seen.
+    world.start(1);
+    assert!(stamp.time <= world.core(1).clock_last());
+    world.run_ms(600);
+    let (later, ..) = written(world.put(1, b"other", b"value", Level::All));
+    assert!(stamp < later);
+    // What is too far ahead does not move it: node 2 hints, and hints are taken whatever their stamps are.
+    world.isolate(1);
+    world.skew(2, 30_000);
+    world.skew(3, 30_000);
+    world.run_ms(1_000);
+    let (far, ..) = written(world.put(2, b"far", b"value", Level::Quorum));
+    world.heal();
+    world.run_ms(2_000);
+    assert!(world.events(1).iter().any(|event| event.stamp == far));
+    world.crash(1);
+    world.start(1);
+    assert!(world.core(1).clock_last() < far.time);
 }
 
 #[test]

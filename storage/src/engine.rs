@@ -63,6 +63,7 @@ pub struct Storage<D: Disk> {
     hints: Hints<D>,
     metas: BTreeMap<String, Bytes>,
     retentions: Retentions,
+    recovered: Stamp,
     logged: Vec<Logged>,
     /// Ends with the process or with this value.
     _lock: D::Lock,
@@ -104,6 +105,7 @@ impl<D: Disk> Storage<D> {
             state,
             buffer_bytes_max: config.log_buffer_bytes_max,
             last_change: None,
+            greatest: Stamp::ZERO,
             scratch: Vec::new(),
         };
         let wal = Wal::open(&disk, WAL_DIR, config.log_salt, !known, |lsn, sealed, record| {
@@ -116,12 +118,13 @@ impl<D: Disk> Storage<D> {
             }
             identity::write(&*disk, &identity)?;
         }
-        let Recovery { tree, mut changes, mut hints, state, .. } = recovery;
+        let Recovery { tree, mut changes, mut hints, state, greatest, .. } = recovery;
         changes.publish();
         hints.publish();
         Ok(Self {
             disk,
             config,
+            recovered: greatest.max(tree.tables_greatest()),
             tree,
             wal,
             changes,
@@ -252,6 +255,12 @@ impl<D: Disk> Storage<D> {
         let from = self.metas.range(prefix.to_owned()..);
         let found = from.take_while(|(name, _)| name.starts_with(prefix));
         found.map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
+    /// The greatest stamp of all events that there were when storage was opened, so that a clock can go on above it;
+    /// [`Stamp::ZERO`] if there were none.
+    pub fn recovered_stamp(&self) -> Stamp {
+        self.recovered
     }
 
     /// Nodes with hints held for them: how many, and bytes.
@@ -567,6 +576,8 @@ struct Recovery<D: Disk> {
     state: State,
     buffer_bytes_max: usize,
     last_change: Option<u64>,
+    /// The greatest stamp in the log's events.
+    greatest: Stamp,
     scratch: Vec<u8>,
 }
 
@@ -575,6 +586,7 @@ impl<D: Disk> Recovery<D> {
     fn take(&mut self, lsn: Lsn, sealed: bool, record: WalRecord) -> Result<(), Error> {
         match record {
             WalRecord::Event { sequence, provenance, previous, event } => {
+                self.greatest = self.greatest.max(event.stamp);
                 if self.tree.flushed() < lsn {
                     self.tree.insert(&event);
                 }

@@ -289,6 +289,26 @@ fn the_change_log_has_its_own_retention_and_tells_of_the_gap() {
 }
 
 #[test]
+fn the_greatest_stamp_is_found_again_in_the_log_and_in_tables() {
+    let disk = SimDisk::new(1);
+    let mut storage = open(&disk);
+    assert_eq!(storage.recovered_stamp(), Stamp::ZERO);
+    let (new, old) = (event(b"a", 900_000, b"new"), event(b"b", 20, b"old"));
+    storage.commit(vec![apply(&new), apply(&old)], Sync::Now, 1).unwrap();
+    drop(storage);
+    let mut storage = open(&disk);
+    assert_eq!(storage.recovered_stamp(), new.stamp);
+    // Now in tables, and its segment of the log is gone.
+    for round in 0..4 {
+        fill(&mut storage, round * 100, 100);
+        work_all(&mut storage, 1);
+    }
+    assert!(storage.status().tables > 0 && storage.status().wal_segments <= 2);
+    drop(storage);
+    assert_eq!(open(&disk).recovered_stamp(), new.stamp);
+}
+
+#[test]
 fn an_event_that_retention_dropped_is_not_published_again() {
     let disk = SimDisk::new(1);
     let mut storage = open(&disk);

@@ -78,6 +78,11 @@ pub enum Refusal {
     /// Nothing happened.
     #[error("the time that the client has seen is ahead of this node's clock: {0}")]
     ClockSkew(SkewError),
+    /// Nothing happened: peers would refuse the stamp that the write would get.
+    #[error(
+        "this node's wall clock was set back, and has not caught up with its stamps: the next {0}"
+    )]
+    ClockAhead(SkewError),
     /// Nothing happened.
     #[error(
         "the request was routed by ring epoch {theirs}, this node is at {ours}: fetch the topology again"
@@ -194,7 +199,7 @@ impl Refusal {
             Self::LevelNotForReads => ErrorCode::LevelNotForReads,
             Self::OutOfBounds(_) | Self::KeyspacesFull => ErrorCode::OutOfBounds,
             Self::Malformed(_) => ErrorCode::Malformed,
-            Self::ClockSkew(_) => ErrorCode::ClockSkew,
+            Self::ClockSkew(_) | Self::ClockAhead(_) => ErrorCode::ClockSkew,
             Self::WrongEpoch { .. } => ErrorCode::WrongEpoch,
             Self::Starting | Self::Stopping => ErrorCode::NotReady,
             Self::Overloaded { .. } | Self::TooManyRepetitions | Self::NoStamp => {

@@ -34,6 +34,7 @@ pub mod replica;
 mod requests;
 pub mod scan;
 pub mod settings;
+mod stamps;
 mod status;
 pub mod storage;
 mod subscriptions;
@@ -117,7 +118,7 @@ pub struct Counters {
 /// Whether requests are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// The clock's first bound is not on disk yet.
+    /// The wall clock has not caught up with the clock, or the clock's first bound is not on disk yet.
     Starting,
     Serving,
     /// Finishes what is in flight, until then at the latest.
@@ -152,6 +153,8 @@ pub struct Core {
     waiting_for_bound: BTreeSet<u64>,
     /// The flight that makes a bound durable.
     bound_flight: Option<u64>,
+    /// When the wall clock has caught up with the clock, so that requests may be taken.
+    catch_up_at: Option<Instant>,
     /// When to try again after the bound could not be written.
     bound_retry_at: Option<Instant>,
     /// Requests of peers that are served now.
@@ -211,6 +214,7 @@ impl Core {
             lingering: BTreeSet::new(),
             waiting_for_bound: BTreeSet::new(),
             bound_flight: None,
+            catch_up_at: None,
             bound_retry_at: None,
             served: BTreeMap::new(),
             replays: BTreeMap::new(),
@@ -225,7 +229,7 @@ impl Core {
         }
         core.restore_registers(metas)?;
         core.start_comparing();
-        core.renew_bound();
+        core.begin_serving();
         core.settle();
         Ok(core)
     }
@@ -233,6 +237,7 @@ impl Core {
     /// Takes one input. `now` is when it came; its monotonic part does not go back.
     pub fn handle(&mut self, now: Now, input: Input) {
         self.now = Now { mono: now.mono.max(self.now.mono), wall_ms: now.wall_ms };
+        self.bound_registers();
         match input {
             Input::Request { connection, id, header, request } => {
                 self.handle_request(requests::Client { connection, id }, header, request);
@@ -280,7 +285,7 @@ impl Core {
             Phase::Stopped => return None,
         };
         let gossip = self.membership.gossip.poll_timeout().map(|at| Instant(at.0));
-        [self.flights.poll_timeout(), gossip, dial, self.bound_retry_at, stop]
+        [self.flights.poll_timeout(), gossip, dial, self.catch_up_at, self.bound_retry_at, stop]
             .into_iter()
             .flatten()
             .min()
@@ -359,6 +364,10 @@ impl Core {
         }
         let now = self.now.mono;
         self.membership.gossip.handle_timeout(membership::gossip_now(now));
+        if self.catch_up_at.is_some_and(|at| at <= now) {
+            self.catch_up_at = None;
+            self.begin_serving();
+        }
         if self.bound_retry_at.is_some_and(|at| at <= now) {
             self.bound_retry_at = None;
             self.renew_bound();

@@ -3,6 +3,7 @@
 //! Invariants:
 //!
 //! - `Registered` is answered only after the register is on this node's disk.
+//! - A register of another node that is stamped further ahead of the wall clock than the skew bound is not taken, and not passed on.
 //! - A register that is no keyspace's is carried by gossip and not kept.
 
 use std::collections::BTreeSet;
@@ -10,7 +11,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use starling_client::codec::Blob;
 use starling_client::wire::{Header, KeyspaceSettings, Response};
-use starling_clock::{NodeId, Stamp};
+use starling_clock::{HybridTime, NodeId, Stamp};
 use starling_gossip::Register;
 
 use super::driver::{TICKET_NOBODY, Work};
@@ -94,6 +95,11 @@ impl Core {
 
     /// Stamps the keyspace now, or lets it wait until the clock's bound is on disk.
     fn stamp_keyspace(&mut self, new: NewKeyspace) {
+        if let Err(refusal) = self.check_clock() {
+            self.in_flight -= 1;
+            self.refuse(new.client, refusal);
+            return;
+        }
         if let Ok(stamp) = self.clock.tick(self.now.wall_ms) {
             self.spread_keyspace(new.client, &new.settings, stamp, new.deadline);
             return;
@@ -192,13 +198,18 @@ impl Core {
             self.counters.malformed += 1;
             return;
         };
-        let offered = Register { name: name.to_owned(), stamp, value: value.to_vec() };
-        self.take_over(&offered);
-        // The answer is about what won here: it is as good.
-        let Some(register) = self.membership.gossip.register(name).cloned() else { return };
-        if self.keyspaces.get(&name[REGISTER_PREFIX.len()..]).is_none() || !self.serve(from) {
+        // What is not taken now gossip brings later.
+        if self.is_too_far_ahead(stamp) || !self.serve(from) {
             return;
         }
+        self.take_over(&Register { name: name.to_owned(), stamp, value: value.to_vec() });
+        // The answer is about what won here: it is as good.
+        let known = self.membership.gossip.register(name).cloned();
+        let is_installed = self.keyspaces.get(&name[REGISTER_PREFIX.len()..]).is_some();
+        let Some(register) = known.filter(|_| is_installed) else {
+            self.served(from);
+            return;
+        };
         let id = self.flights.next_id();
         let adopt = Adopt { from, op, register, asked: false, durable: None };
         self.launch(id, Work::Adopt(adopt));
@@ -222,6 +233,13 @@ impl Core {
             self.served(adopt.from);
         }
         (adopt.durable.is_some(), None)
+    }
+
+    /// Gossip takes no register from further ahead of the wall clock than the skew bound.
+    pub(super) fn bound_registers(&mut self) {
+        let latest_ms = self.now.wall_ms.saturating_add(self.clock.config().skew_ms_max);
+        let latest = HybridTime::new(latest_ms.min(HybridTime::PHYSICAL_MS_MAX), u16::MAX);
+        self.membership.gossip.set_register_time_max(latest);
     }
 
     /// Puts a register into gossip and the keyspaces; whoever calls it makes it durable.

@@ -312,6 +312,10 @@ impl Core {
                 return;
             }
         }
+        if let Err(refusal) = self.check_clock() {
+            put.handle_no_stamp(refusal);
+            return;
+        }
         if let Ok(stamp) = self.clock.tick(self.now.wall_ms) {
             put.handle_stamp(stamp);
             if self.clock.poll_bound(self.now.wall_ms).is_none() {
@@ -357,7 +361,7 @@ impl Core {
         };
         if refusal.is_none() {
             self.clock.handle_bound_durable(bound);
-            if self.phase == Phase::Starting {
+            if self.phase == Phase::Starting && self.catch_up_at.is_none() {
                 self.phase = Phase::Serving;
             }
         } else if self.phase == Phase::Starting && !self.poisoned {

@@ -185,11 +185,12 @@ fn start(
     let disk = OsDisk::new(data_dir.storage()).map_err(NodeError::System)?;
     let identity = starling_storage::Identity { cluster: config.cluster.name.clone(), node };
     let storage = Storage::open(Arc::new(disk), storage_config(config), identity)?;
-    let metas = storage.metas("");
+    let (metas, greatest) = (storage.metas(""), storage.recovered_stamp());
     let writer = Writer::new(storage);
     let reader = writer.reader();
     let clock = Clock::start();
-    let core = Core::new(core_config, &metas, draw_seed()?, clock.now())?;
+    let mut core = Core::new(core_config, &metas, draw_seed()?, clock.now())?;
+    core.observe_recovered(greatest);
     let sync_interval = Duration::from_millis(config.storage.interval_ms);
     let threads =
         StorageThreads::start(writer, reader, clock, sync_interval).map_err(NodeError::System)?;

@@ -226,8 +226,9 @@ impl World {
         let identity = Identity { cluster: "test".to_owned(), node: own };
         let storage = Storage::open(Arc::new(node.disk.clone()), Config::default(), identity)
             .expect("what a crash leaves is recovered");
-        let core =
+        let mut core =
             Core::new(config, &storage.metas(""), seed, now).expect("the configuration is sound");
+        core.observe_recovered(storage.recovered_stamp());
         let changes_end = storage.change_range().1;
         let writer = Writer::new(storage);
         node.life += 1;

@@ -32,6 +32,8 @@ mod view;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use starling_clock::Stamp;
+
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::event::Event;
@@ -200,6 +202,12 @@ impl<D: Disk> Tree<D> {
     /// What is readable now. Take a new view to see what was inserted after a [`Self::rotate`].
     pub(crate) fn view(&self) -> TreeView<D> {
         TreeView::new(Arc::clone(&self.snapshot))
+    }
+
+    /// The greatest stamp of an event in tables.
+    pub(crate) fn tables_greatest(&self) -> Stamp {
+        let first = self.snapshot.version.tables().first();
+        first.map_or(Stamp::ZERO, |table| table.bounds().stamp_greatest)
     }
 
     /// Asks for a merge of all runs, so that everything that may go goes.

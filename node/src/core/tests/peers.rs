@@ -126,6 +126,22 @@ fn a_register_is_answered_once_it_is_on_disk() {
     rig.hold = false;
     rig.run();
     assert_eq!(rig.messages(2), [PeerMessage::Registered { op: 3 }]);
+    // One from the future is not taken, nor spread.
+    let ahead = Stamp::new(HybridTime::new(START_MS + 60_000, 0), NodeId(2));
+    let early_value = Blob(codec::encode(&settings("early", 2)).into());
+    let early = || PeerMessage::Register {
+        op: 4,
+        name: blob("keyspace/early"),
+        stamp: ahead.into(),
+        value: early_value.clone(),
+    };
+    rig.say(2, early());
+    assert_eq!(rig.messages(2), []);
+    assert!(rig.core.keyspaces().get("early").is_none());
+    assert!(rig.core.membership.gossip.register("keyspace/early").is_none());
+    rig.pass(59_600);
+    rig.say(2, early());
+    assert!(rig.messages(2).contains(&PeerMessage::Registered { op: 4 }));
     assert!(rig.core.keyspaces().get("orders").is_some());
     // What is no keyspace's is not answered.
     for (name, value) in

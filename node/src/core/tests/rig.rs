@@ -92,8 +92,10 @@ impl Rig {
         disk.restart(starling_storage::CrashMode::LoseUnsynced);
         let writer = Writer::new(open(&disk, NodeId(1)));
         let metas = writer.storage().metas("");
+        let mut core = Core::new(config.clone(), &metas, 2, now).unwrap();
+        core.observe_recovered(writer.storage().recovered_stamp());
         let mut rig = Self {
-            core: Core::new(config.clone(), &metas, 2, now).unwrap(),
+            core,
             reader: writer.reader(),
             disk,
             writer,
