@@ -17,6 +17,8 @@ pub const REPLICATION_MAX: u8 = 16;
 pub const KEYSPACES_MAX: usize = 1024;
 /// Most times that one write is given a newer stamp; then it is written as superseded.
 pub const RESTAMPS_MAX: u32 = 4;
+/// Most times that one write is sent again to replicas whose connection broke.
+pub const RESENDS_MAX: u32 = 8;
 /// Most clients' requests that wait for one write in flight with the same request id.
 pub const JOINED_MAX: usize = 16;
 /// Writes whose outcome is kept for a repetition of the request.

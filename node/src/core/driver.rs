@@ -224,6 +224,22 @@ impl Core {
         }
     }
 
+    /// There is another connection to `node`: writes that wait for it are sent again. Reads ask somebody else meanwhile.
+    fn ask_again(&mut self, node: NodeId) {
+        if !self.membership.is_reachable(node) {
+            return;
+        }
+        let puts = self.flights.iter().filter(|(_, work)| matches!(work, Work::Put(_)));
+        let ids: Vec<u64> = puts.map(|(id, _)| id).collect();
+        for id in ids {
+            let Some(mut flight) = self.flights.take(id) else { continue };
+            if let Work::Put(work) = &mut flight.work {
+                work.put.handle_reachable(node);
+            }
+            self.drive(id, flight);
+        }
+    }
+
     /// Does what a machine wants, then keeps its flight or ends it.
     pub(super) fn drive(&mut self, id: u64, mut flight: Box<Flight<Work>>) {
         let Flight { work, questions, .. } = &mut *flight;
@@ -363,6 +379,7 @@ impl Core {
     pub(super) fn handle_peer_connected(&mut self, peer: NodeId) {
         self.membership.handle_connected(self.now.mono, peer);
         if self.cluster.is_member(peer) {
+            self.ask_again(peer);
             // Hints may have come while the last delivery was on its way.
             self.hinted.insert(peer);
             self.tell_comparing(peer);

@@ -8,6 +8,9 @@
 //! - When the machine is done, every home replica took the event of the last stamp or got a hint for it, or nothing happened anywhere:
 //!   all of them refused it cleanly, or it was never stamped.
 //! - At most [`RESTAMPS_MAX`] re-stamps; none after the answer.
+//! - What was on its way to a replica when its connection broke is sent again when there is another one, if the client
+//!   still waits, at most [`RESENDS_MAX`] times a write. A write whose level cannot be met without a replica that is lost does not wait
+//!   for it: the client knows sooner, and repeats it with the same request id.
 //! - The machine ends by itself: `poll_timeout` is `Some` until it is done.
 //!
 //! No IO, no clock. Call one `handle_*`, then drain `poll_output` until `None`, then the next `handle_*`. It does not give
@@ -22,7 +25,7 @@ use starling_storage::{Event, Mode};
 use super::error::Refusal;
 use super::peer::WriteOutcome;
 use super::types::Instant;
-use crate::limits::RESTAMPS_MAX;
+use crate::limits::{RESENDS_MAX, RESTAMPS_MAX};
 
 /// How much a write asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +142,7 @@ pub struct Put {
     /// Counts dispatches; 0: nothing was sent yet.
     attempt: u32,
     restamps: u32,
+    resends: u32,
     mode: Mode,
     superseded: bool,
     /// A stamp was asked for and has not come.
@@ -170,6 +174,7 @@ impl Put {
             hint_at: plan.hint_at.min(plan.deadline),
             attempt: 0,
             restamps: 0,
+            resends: 0,
             mode: Mode::Direct,
             superseded: false,
             stamping: false,
@@ -298,6 +303,23 @@ impl Put {
             }
         }
         self.decide();
+        self.invariants();
+    }
+
+    /// There is a connection to `node`, in place of a broken one maybe: what was on its way there may be lost. Applying an
+    /// event twice is a no-op.
+    pub fn handle_reachable(&mut self, node: NodeId) {
+        for at in 0..self.replicas.len() {
+            if self.replicas[at].node != node {
+                continue;
+            }
+            self.replicas[at].reachable = true;
+            let is_open = matches!(self.replicas[at].state, State::Asked { .. } | State::Lost);
+            if is_open && !self.answered && !self.stamping && self.resends < RESENDS_MAX {
+                self.resends += 1;
+                self.send(at, self.mode);
+            }
+        }
         self.invariants();
     }
 
@@ -434,8 +456,10 @@ impl Put {
             _ => None,
         };
         let refusals: Vec<_> = self.replicas.iter().filter_map(clean).collect();
-        // Events of earlier stamps may be with some replicas.
-        if refusals.len() == self.replicas.len() && self.attempt == 1 {
+        // Events of earlier stamps may be with some replicas; and so may this one, if an earlier request made it or if a
+        // replica was asked twice.
+        let is_first = self.attempt == 1 && self.resends == 0 && self.mode == Mode::Direct;
+        if refusals.len() == self.replicas.len() && is_first {
             self.replicas.clear();
             self.answer(Err(Refusal::Refused { outcome: refusals[0] }));
             return;
@@ -476,6 +500,7 @@ impl Put {
 
     fn invariants(&self) {
         assert!(self.restamps <= RESTAMPS_MAX);
+        assert!(self.resends <= RESENDS_MAX);
         assert!(!(self.stamping && self.answered), "no re-stamp after the answer");
         if let (false, false, Needed::Replicas(needed)) =
             (self.answered, self.stamping, self.needed)

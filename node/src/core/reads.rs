@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //!
-//! - Only home replicas of the key count, this node first if it is one.
+//! - Only home replicas of the key count, this node first if it is one. The others take turns from read to read, so that all N
+//!   share the reads of a hot key.
 
 use std::collections::VecDeque;
 
@@ -22,6 +23,9 @@ use super::scan::{Scan, ScanPlan, range_homes};
 use super::settings;
 use super::writes::Retry;
 use super::{Core, Instant};
+
+/// 2^64 divided by the golden ratio.
+const TURN: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// A read in flight, of one key or of a page.
 #[derive(Debug)]
@@ -198,13 +202,21 @@ impl Core {
         self.launch(id, Work::Read(ReadWork { reader, sink: Sink::Client(client) }));
     }
 
-    /// The home replicas of a partition that are reachable, this node first.
+    /// The home replicas of a partition that are reachable, this node first, the others in turn.
     fn candidates(&mut self, n: u8, partition: u32) -> Vec<NodeId> {
         let own = self.node();
         let Self { cluster, membership, .. } = self;
         let homes = cluster.homes(n, partition).iter().copied();
         let mut candidates: Vec<_> = homes.filter(|&node| membership.is_reachable(node)).collect();
         candidates.sort_by_key(|&node| node != own);
+        let first = usize::from(candidates.first() == Some(&own));
+        let others = &mut candidates[first..];
+        if !others.is_empty() {
+            // Fibonacci hashing (Knuth): even turns for every key also if clients read their keys in a pattern.
+            let fraction = self.counters.reads.wrapping_mul(TURN) >> 32;
+            let turn = (fraction * others.len() as u64) >> 32;
+            others.rotate_left(usize::try_from(turn).expect("below the number of replicas"));
+        }
         candidates
     }
 

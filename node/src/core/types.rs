@@ -83,7 +83,7 @@ pub enum Input {
         /// What.
         message: PeerMessage,
     },
-    /// There is a connection to this peer now.
+    /// There is a connection to this peer now, or another one in place of one that is lost with what was on its way.
     PeerConnected {
         /// Who, by its certificate.
         peer: NodeId,

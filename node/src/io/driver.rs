@@ -542,18 +542,22 @@ impl Driver {
 
     /// A peer's connection is gone.
     pub(super) fn remove_peer(&self, peer: NodeId, link: u64) {
-        let last = {
+        let (last, was_in_use) = {
             let mut state = self.state.borrow_mut();
             let Some(links) = state.peers.get_mut(&peer) else { return };
+            let was_in_use = links.is_in_use(link);
             links.remove(link);
             let last = links.is_empty();
             if last {
                 state.peers.remove(&peer);
             }
-            last
+            (last, was_in_use)
         };
         if last {
             self.feed(Input::PeerDisconnected { peer });
+        } else if was_in_use {
+            // Messages go by the other connection from now on; those on their way are lost.
+            self.feed(Input::PeerConnected { peer, address: None });
         }
     }
 

@@ -99,6 +99,11 @@ impl Links {
         first.as_ref().or(second.as_ref())
     }
 
+    /// Whether messages go on the link of this name.
+    pub(super) fn is_in_use(&self, name: u64) -> bool {
+        self.preferred().is_some_and(|link| link.name == name)
+    }
+
     /// Where messages go.
     pub(super) fn outbox(&self) -> Option<&Outbox> {
         self.preferred().map(|link| &link.outbox)

@@ -35,7 +35,7 @@ fn plan(replicas: Vec<(NodeId, bool)>, needed: Needed) -> PutPlan {
 /// Runs a transcript: a line that begins with `>` is a command, the lines below it are what the machine then wants.
 ///
 /// `> new N [3-] any|NUMBER [found MS [superseded]]`, `> stamp MS`, `> skewed`, `> refuse`, `> outcome NODE ATTEMPT OUTCOME [MS]`,
-/// `> hinted NODE yes|no`, `> unreachable NODE`, `> timeout NOW`.
+/// `> hinted NODE yes|no`, `> unreachable NODE`, `> reachable NODE`, `> timeout NOW`.
 fn run(transcript: &str) -> String {
     let mut put: Option<Put> = None;
     let mut out = String::new();
@@ -98,6 +98,7 @@ fn step(put: &mut Put, words: &[&str]) {
         }
         ["hinted", node, kept] => put.handle_hinted(NodeId(number(node)), *kept == "yes"),
         ["unreachable", node] => put.handle_unreachable(NodeId(number(node))),
+        ["reachable", node] => put.handle_reachable(NodeId(number(node))),
         ["timeout", now] => put.handle_timeout(Instant(number(now))),
         other => panic!("no such command: {other:?}"),
     }
@@ -161,6 +162,7 @@ enum Happening {
     Outcome(usize, WriteOutcome),
     Hinted(u64, bool),
     Unreachable(u64),
+    Reachable(u64),
     Timeout(u64),
 }
 
@@ -183,6 +185,7 @@ fn any_happening() -> impl Strategy<Value = Happening> {
         8 => (0..12_usize, any_outcome()).prop_map(|(at, outcome)| Happening::Outcome(at, outcome)),
         1 => (1..6_u64, any::<bool>()).prop_map(|(node, kept)| Happening::Hinted(node, kept)),
         1 => (1..6_u64).prop_map(Happening::Unreachable),
+        1 => (1..6_u64).prop_map(Happening::Reachable),
         1 => (0..1200_u64).prop_map(Happening::Timeout),
     ]
 }
@@ -253,6 +256,7 @@ impl Seen {
                 }
             }
             Happening::Unreachable(node) => put.handle_unreachable(NodeId(node)),
+            Happening::Reachable(node) => put.handle_reachable(NodeId(node)),
             Happening::Timeout(now) => put.handle_timeout(Instant(now)),
             Happening::Stamp(_) | Happening::Outcome(..) => {}
         }

@@ -7,7 +7,7 @@ use starling_clock::{HybridTime, NodeId, Stamp};
 use super::rig::*;
 use crate::core::peer::{PeerMessage, ReadAnswer, WriteOutcome};
 use crate::core::replica::encode_event;
-use crate::limits::Limits;
+use crate::limits::{Limits, RESENDS_MAX};
 
 fn written(response: Option<Response>) -> (Stamp, bool, u8) {
     match response {
@@ -105,6 +105,53 @@ fn hints_are_delivered_once_their_target_is_back() {
     rig.written(3, op, WriteOutcome::Applied);
     assert_eq!(rig.hints(3), 0);
     assert_eq!(rig.core.counters().hints_delivered, 1);
+}
+
+#[test]
+fn reads_of_one_key_go_to_all_its_replicas() {
+    for every in 1..5 {
+        let mut rig = three();
+        let mut asked = [0, 0];
+        for number in 0..100 {
+            let header = rig.header();
+            rig.send(header, get("hot"));
+            let by_node = [2, 3].map(|node| rig.messages(node).len());
+            assert_eq!(by_node.iter().sum::<usize>(), 1, "one besides this node");
+            if number % every == 0 {
+                asked = [asked[0] + by_node[0], asked[1] + by_node[1]];
+            }
+        }
+        let reads: usize = asked.iter().sum();
+        assert!(asked.iter().all(|&count| count * 10 >= reads * 3), "every {every}: {asked:?}");
+    }
+}
+
+#[test]
+fn a_write_on_its_way_when_a_connection_broke_is_sent_again() {
+    let mut rig = three();
+    let header = rig.header();
+    let id = rig.send(header, put_at("k", "v", Some(Level::All)));
+    let (lost, _, event) = rig.write_to(2);
+    let (op, ..) = rig.write_to(3);
+    rig.written(3, op, WriteOutcome::Applied);
+    // Another connection takes the place of the broken one.
+    rig.connect(2);
+    let (op, direct, again) = rig.write_to(2);
+    assert!(direct && again == event && op != lost);
+    rig.written(2, op, WriteOutcome::Duplicate);
+    assert_eq!(written(rig.answer(id)), (event.stamp, false, 3));
+    // However often it breaks, a write is sent a bounded number of times.
+    let header = rig.header();
+    rig.send(header, put_at("other", "v", Some(Level::All)));
+    let sent: usize = (0..100)
+        .map(|_| {
+            rig.connect(2);
+            let is_write =
+                |message: &&PeerMessage| matches!(message, PeerMessage::Write { direct: true, .. });
+            rig.messages(2).iter().filter(is_write).count()
+        })
+        .sum();
+    assert_eq!(sent, 1 + RESENDS_MAX as usize);
 }
 
 #[test]
