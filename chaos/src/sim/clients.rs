@@ -1,0 +1,319 @@
+//! Simulated clients: sessions that ask, wait, give up, ask again and vanish.
+//!
+//! Invariants:
+//!
+//! - A client has one operation in flight at a time; everything that it asks and is answered is in the history.
+//! - A repetition has the request id of the first attempt, and is made only of writes whose outcome is unknown.
+//! - A client that gave up or vanished takes no answer any more.
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use starling_client::codec::{Blob, Text, WireStamp};
+use starling_client::wire::{
+    Action as WireAction, ErrorKind, Header, Request, RequestId as WireRequestId, Response, Version,
+};
+use starling_clock::Stamp;
+use starling_node::core::types::{ConnectionId, Input};
+use starling_storage::{Action, RequestId};
+
+use super::world::{Event, NOBODY, World};
+use crate::history::{Ask, Operation, Reply, Seen};
+use crate::workload::Workload;
+
+/// Attempts at one write.
+const ATTEMPTS_MAX: u8 = 4;
+
+/// One session.
+#[derive(Debug)]
+struct Client {
+    id: u64,
+    sequence: u64,
+    /// It sends what it has seen.
+    session: bool,
+    seen: u64,
+    /// Whom it prefers to ask.
+    home: usize,
+    current: Option<usize>,
+    /// What to ask again.
+    again: Option<usize>,
+    /// When the next operation is due.
+    due_us: u64,
+}
+
+/// All clients, and what they draw from.
+#[derive(Debug)]
+pub(super) struct Clients {
+    random: ChaCha8Rng,
+    pub(super) workload: Workload,
+    keyspaces: Vec<String>,
+    clients: Vec<Client>,
+    /// Time between the operations of one client, in microseconds.
+    interval_us: u64,
+    next_id: u64,
+    /// No new operations.
+    pub(super) stopped: bool,
+}
+
+impl Clients {
+    /// `count` clients that together make `per_second` operations a second.
+    pub(super) fn new(
+        seed: u64,
+        workload: Workload,
+        keyspaces: Vec<String>,
+        nodes: usize,
+        count: usize,
+        per_second: u64,
+    ) -> Self {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let client = |index: usize| Client {
+            id: index as u64 + 1,
+            sequence: 0,
+            session: random.random_range(0..2) == 0,
+            seen: 0,
+            home: index % nodes,
+            current: None,
+            again: None,
+            due_us: 0,
+        };
+        let clients: Vec<Client> = (0..count).map(client).collect();
+        let interval_us = (count as u64 * 1_000_000 / per_second.max(1)).max(1);
+        Self {
+            random,
+            workload,
+            keyspaces,
+            next_id: count as u64 + 1,
+            clients,
+            interval_us,
+            stopped: false,
+        }
+    }
+
+    /// Nothing is in flight.
+    pub(super) fn idle(&self) -> bool {
+        self.clients.iter().all(|client| client.current.is_none())
+    }
+}
+
+impl World {
+    /// Lets clients begin, spread over one interval.
+    pub(super) fn start_clients(&mut self) {
+        for client in 0..self.clients.clients.len() {
+            let after_us = self.clients.random.random_range(0..self.clients.interval_us);
+            self.at(after_us, NOBODY, Event::ClientActs(client));
+        }
+    }
+
+    pub(super) fn client_acts(&mut self, slot: usize) {
+        if self.clients.clients[slot].current.is_some() {
+            return;
+        }
+        let nodes = self.nodes.len();
+        let clients = &mut self.clients;
+        let client = &mut clients.clients[slot];
+        if let Some(earlier) = client.again.take() {
+            let earlier = &self.history.operations[earlier];
+            let (request, attempt) = (earlier.request, earlier.attempt + 1);
+            let (keyspace, ask) = (earlier.keyspace.clone(), earlier.ask.clone());
+            let coordinator = clients.random.random_range(0..nodes);
+            self.ask(Some(slot), request, attempt, coordinator, keyspace, ask);
+            return;
+        }
+        if clients.stopped {
+            return;
+        }
+        client.sequence += 1;
+        client.due_us = self.now_us + clients.random.random_range(1..2 * clients.interval_us);
+        let request = RequestId { client: client.id, sequence: client.sequence };
+        let is_home = clients.random.random_range(0..4) > 0;
+        let coordinator = if is_home { client.home } else { clients.random.random_range(0..nodes) };
+        let (keyspace, ask) = clients.workload.draw(clients.keyspaces.len());
+        let keyspace = clients.keyspaces[keyspace].clone();
+        self.ask(Some(slot), request, 0, coordinator, keyspace, ask);
+    }
+
+    /// Sends a request and records it; the answer comes as an event. Tells the operation's index.
+    pub(super) fn ask(
+        &mut self,
+        slot: Option<usize>,
+        request: RequestId,
+        attempt: u8,
+        coordinator: usize,
+        keyspace: String,
+        ask: Ask,
+    ) -> usize {
+        let operation = self.history.operations.len();
+        let timeout_ms = self.clients.random.random_range(300..2_000);
+        let session = slot.map(|slot| &mut self.clients.clients[slot]);
+        let observed = session.as_ref().filter(|it| it.session).map_or(0, |it| it.seen);
+        if let Some(client) = session {
+            client.current = Some(operation);
+        }
+        let wire_request = WireRequestId { client: request.client, sequence: request.sequence };
+        let header = Header { request: wire_request, attempt, timeout_ms, epoch: 1, observed };
+        let input = Input::Request {
+            connection: ConnectionId(request.client),
+            id: operation as u64,
+            header,
+            request: wire(&keyspace, &ask),
+        };
+        self.history.operations.push(Operation {
+            client: request.client,
+            request,
+            attempt,
+            coordinator: self.nodes[coordinator].id,
+            observed,
+            keyspace,
+            ask,
+            from_us: self.now_us,
+            to_us: None,
+            reply: Reply::None,
+        });
+        let way_us = self.network.way(0);
+        if self.nodes[coordinator].running.is_some() {
+            self.at_life(way_us, coordinator, Event::Input(input));
+        }
+        let Some(client) = slot else { return operation };
+        // Some vanish, some are less patient than what they said.
+        let patience_us = match self.clients.random.random_range(0..300) {
+            0 => self.clients.random.random_range(0..3_000),
+            1..4 => u64::from(timeout_ms) * 300,
+            _ if self.nodes[coordinator].running.is_none() => way_us * 2,
+            _ => u64::from(timeout_ms) * 1000 + 200_000,
+        };
+        self.at(patience_us, NOBODY, Event::ClientGivesUp { client, operation });
+        operation
+    }
+
+    pub(super) fn client_gives_up(&mut self, slot: usize, operation: usize) {
+        let client = &mut self.clients.clients[slot];
+        if client.current == Some(operation) {
+            client.current = None;
+            self.client_goes_on(slot, operation, true);
+        }
+    }
+
+    pub(super) fn client_is_answered(&mut self, operation: usize, response: Response) {
+        let now_us = self.now_us;
+        let reply = reply_of(response);
+        let seen = greatest(&reply);
+        let is_unknown = matches!(reply, Reply::Error { kind: ErrorKind::Unknown, .. });
+        let slot = self.clients.clients.iter().position(|it| it.current == Some(operation));
+        let record = &mut self.history.operations[operation];
+        // The final reads have no client.
+        if slot.is_some() || FINAL_CLIENT <= record.client {
+            record.to_us = Some(now_us);
+            record.reply = reply;
+        }
+        if let Some(slot) = slot {
+            let client = &mut self.clients.clients[slot];
+            client.current = None;
+            client.seen = client.seen.max(seen);
+            self.client_goes_on(slot, operation, is_unknown);
+        }
+    }
+
+    fn client_goes_on(&mut self, slot: usize, operation: usize, is_unknown: bool) {
+        let record = &self.history.operations[operation];
+        let is_write = matches!(record.ask, Ask::Write { .. });
+        let clients = &mut self.clients;
+        let client = &mut clients.clients[slot];
+        let chance = clients.random.random_range(0..100);
+        let mut after_us = client.due_us.saturating_sub(self.now_us);
+        if is_unknown && is_write && record.attempt + 1 < ATTEMPTS_MAX && chance < 60 {
+            client.again = Some(operation);
+            after_us = clients.random.random_range(1_000..300_000);
+        } else if is_unknown && chance < 90 {
+            // It vanishes; another comes in its place.
+            client.id = clients.next_id;
+            clients.next_id += 1;
+            (client.sequence, client.seen) = (0, 0);
+        }
+        self.at(after_us, NOBODY, Event::ClientActs(slot));
+    }
+}
+
+/// Clients from this number on are the world's own, which reads when everything is over.
+pub(super) const FINAL_CLIENT: u64 = 1 << 40;
+
+/// The request as it travels.
+fn wire(keyspace: &str, ask: &Ask) -> Request {
+    let keyspace = Text(keyspace.to_owned());
+    match ask {
+        Ask::Write { key, action, payload, level, durability, .. } => Request::Write {
+            keyspace,
+            key: Blob(key.clone()),
+            action: match action {
+                Action::Put => WireAction::Put,
+                Action::Delete => WireAction::Delete,
+            },
+            payload: Blob(payload.clone()),
+            level: *level,
+            durability: *durability,
+        },
+        Ask::Get { key, at, level, .. } => {
+            Request::Get { keyspace, key: Blob(key.clone()), at: at.map(WireStamp), level: *level }
+        }
+        Ask::Versions { key, limit, level, .. } => Request::History {
+            keyspace,
+            key: Blob(key.clone()),
+            from: Stamp::ZERO.into(),
+            to: Stamp::MAX.into(),
+            descending: false,
+            limit: *limit,
+            level: *level,
+        },
+        Ask::Scan { prefix, limit, level } => Request::Scan {
+            keyspace,
+            prefix: Blob(prefix.clone()),
+            cursor: None,
+            limit: *limit,
+            level: *level,
+        },
+    }
+}
+
+fn seen(version: Version) -> Seen {
+    Seen {
+        stamp: version.stamp.0,
+        request: RequestId { client: version.request.client, sequence: version.request.sequence },
+        action: match version.action {
+            WireAction::Put => Action::Put,
+            WireAction::Delete => Action::Delete,
+        },
+        payload: version.payload.0,
+    }
+}
+
+fn reply_of(response: Response) -> Reply {
+    match response {
+        Response::Written { stamp, superseded, acks } => {
+            Reply::Written { stamp: stamp.0, superseded, acks }
+        }
+        Response::Value { version } => Reply::Value(version.map(seen)),
+        Response::History { versions, more } => {
+            Reply::Versions { versions: versions.0.into_iter().map(seen).collect(), more }
+        }
+        Response::Page { rows, cursor } => {
+            let rows = rows.0.into_iter().map(|row| (row.key.0, seen(row.version)));
+            Reply::Rows { rows: rows.collect(), more: cursor.is_some() }
+        }
+        Response::Error(error) => Reply::Error { code: error.code, kind: error.kind() },
+        other => panic!("nobody asked for {other:?}"),
+    }
+}
+
+/// The greatest hybrid time in a reply, packed.
+fn greatest(reply: &Reply) -> u64 {
+    let packed = |stamp: &Stamp| stamp.time.packed();
+    match reply {
+        Reply::Written { stamp, .. } => packed(stamp),
+        Reply::Value(Some(seen)) => packed(&seen.stamp),
+        Reply::Versions { versions, .. } => {
+            versions.iter().map(|seen| packed(&seen.stamp)).max().unwrap_or(0)
+        }
+        Reply::Rows { rows, .. } => {
+            rows.iter().map(|(_, seen)| packed(&seen.stamp)).max().unwrap_or(0)
+        }
+        Reply::None | Reply::Value(None) | Reply::Error { .. } => 0,
+    }
+}
