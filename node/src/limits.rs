@@ -25,8 +25,9 @@ pub const JOINED_MAX: usize = 16;
 pub const REMEMBERED_REQUESTS_MAX: usize = 16_384;
 /// Versions of a key that are looked through for the event of an earlier attempt.
 pub const RETRY_VERSIONS_MAX: u32 = 64;
-/// Events in one message between peers.
-pub const PEER_EVENTS_MAX: usize = 4096;
+/// Events in one message between peers: whatever a node sends has to fit, a batch of the smallest hints and the repair of a
+/// page of the smallest rows too.
+pub const PEER_EVENTS_MAX: usize = 16_384;
 /// Bytes of hints in one batch, in the storage engine's encoding; one event at the least.
 pub const HINT_BATCH_BYTES_MAX: usize = 256 << 10;
 /// Bytes of events in one answer of storage to a change subscription.
@@ -46,6 +47,9 @@ const _: () = assert!(PAYLOAD_SIZE_DEFAULT <= PAYLOAD_SIZE_LIMIT);
 const _: () = assert!(PAYLOAD_SIZE_LIMIT <= starling_storage::PAYLOAD_SIZE_LIMIT);
 const _: () = assert!(KEY_SIZE_MAX == starling_storage::KEY_SIZE_MAX);
 const _: () = assert!(PEER_READ_BYTES_MAX < starling_client::codec::MESSAGE_SIZE_MAX);
+const _: () =
+    assert!(HINT_BATCH_BYTES_MAX / starling_storage::EVENT_HEADER_SIZE < PEER_EVENTS_MAX);
+const _: () = assert!((PEER_READ_EVENTS_MAX as usize) < PEER_EVENTS_MAX);
 const _: () = assert!(HINT_BATCH_BYTES_MAX < starling_client::codec::MESSAGE_SIZE_MAX);
 
 /// Bounds and waits that an operator may set. Each tells its consequence.

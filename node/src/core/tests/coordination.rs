@@ -7,7 +7,7 @@ use starling_clock::{HybridTime, NodeId, Stamp};
 use super::rig::*;
 use crate::core::peer::{PeerMessage, ReadAnswer, WriteOutcome};
 use crate::core::replica::encode_event;
-use crate::limits::{Limits, RESENDS_MAX};
+use crate::limits::{Limits, PEER_EVENTS_MAX, RESENDS_MAX};
 
 fn written(response: Option<Response>) -> (Stamp, bool, u8) {
     match response {
@@ -105,6 +105,31 @@ fn hints_are_delivered_once_their_target_is_back() {
     rig.written(3, op, WriteOutcome::Applied);
     assert_eq!(rig.hints(3), 0);
     assert_eq!(rig.core.counters().hints_delivered, 1);
+}
+
+#[test]
+fn a_batch_of_the_smallest_hints_is_no_larger_than_a_peer_takes() {
+    let mut rig = three();
+    rig.input(crate::core::Input::PeerDisconnected { peer: NodeId(3) });
+    let count = 6000;
+    for _ in 0..count {
+        let header = rig.header();
+        rig.send(header, put("k", ""));
+        let (op, ..) = rig.write_to(2);
+        rig.written(2, op, WriteOutcome::Applied);
+    }
+    assert_eq!(rig.hints(3), count);
+    rig.connect(3);
+    let mut delivered = 0;
+    while rig.hints(3) > 0 {
+        let messages = rig.messages(3);
+        let [PeerMessage::Write { op, events, .. }] = &messages[..] else { panic!("no batch") };
+        assert!((1..=PEER_EVENTS_MAX).contains(&events.len()), "{} events", events.len());
+        delivered += events.len() as u64;
+        let outcomes = vec![WriteOutcome::Applied; events.len()].into();
+        rig.say(3, PeerMessage::Written { op: *op, outcomes });
+    }
+    assert_eq!(delivered, count);
 }
 
 #[test]
