@@ -25,9 +25,11 @@ use starling_client::wire::{
 };
 use starling_client::{Client, ClientConfig, ClientError, ErrorKind, Level};
 use starling_clock::NodeId;
+use starling_node::core::peer::Hello;
 use starling_node::io::CloseCode;
 use starling_node::io::time::Clock;
 use starling_node::tls::{self, Authority};
+use starling_ring::{Epoch, Member, Partitions};
 
 /// Longest that anything here may take.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -291,13 +293,20 @@ async fn is_refused(connected: Result<Connection, ConnectionError>) -> bool {
     matches!(error, ConnectionError::ConnectionClosed(_))
 }
 
+/// What a node says that takes `member` for the only one.
+fn hello(cluster: &str, member: u64) -> Hello {
+    let member = Member { node: NodeId(member), zone: String::new(), weight: 1 };
+    let epoch = Epoch::new(1, Partitions::default(), vec![member]).unwrap();
+    Hello { cluster: cluster.into(), epoch: epoch.number(), epoch_digest: epoch.digest() }
+}
+
 #[tokio::test]
 async fn a_client_is_no_peer_and_a_peer_is_of_this_cluster() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path(), &["--id", "5"]);
     let own_id = Credentials::from_files(&TlsFiles::of_node(&node.tls())).unwrap();
     for who in [&node.credentials(), &own_id] {
-        let hello = frame(FrameKind::Hello, 0, &Text::from("starling"));
+        let hello = frame(FrameKind::Hello, 0, &hello("starling", 5));
         let closed = code_after(&node, who, ALPN_PEER, &hello).await;
         assert_eq!(closed, code(CloseCode::WrongIdentity));
     }
@@ -310,14 +319,15 @@ async fn a_client_is_no_peer_and_a_peer_is_of_this_cluster() {
         issued.key_pem.as_bytes(),
     );
     let peer = peer.unwrap();
-    let hello = frame(FrameKind::Hello, 0, &Text::from("starling"));
+    let same = frame(FrameKind::Hello, 0, &hello("starling", 5));
     let no_message = frame(FrameKind::Peer, 0, &List(vec![u64::MAX]));
     for (bytes, expected) in [
-        (frame(FrameKind::Hello, 0, &Text::from("elsewhere")), CloseCode::OtherCluster),
+        (frame(FrameKind::Hello, 0, &hello("elsewhere", 5)), CloseCode::OtherCluster),
+        (frame(FrameKind::Hello, 0, &hello("starling", 6)), CloseCode::OtherRing),
         (frame(FrameKind::Peer, 0, &Text::from("starling")), CloseCode::Protocol),
         (frame(FrameKind::Hello, 0, &u8::MAX), CloseCode::Protocol),
-        ([&hello[..], &no_message].concat(), CloseCode::Protocol),
-        (hello, CloseCode::Done),
+        ([&same[..], &no_message].concat(), CloseCode::Protocol),
+        (same, CloseCode::Done),
     ] {
         assert_eq!(code_after(&node, &peer, ALPN_PEER, &bytes).await, code(expected));
     }

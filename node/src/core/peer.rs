@@ -7,7 +7,48 @@
 //!   checks them: the partition must be the key's.
 
 use starling_client::codec::bincode::{BorrowDecode, Encode};
-use starling_client::codec::{Blob, List, WireStamp};
+use starling_client::codec::{Blob, List, Text, WireStamp};
+
+/// What the dialling node says first: nodes that would place keys differently do not talk.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
+#[bincode(crate = "starling_client::codec::bincode")]
+pub struct Hello {
+    /// Name of its cluster.
+    pub cluster: Text,
+    /// Number of its ring epoch.
+    pub epoch: u64,
+    /// Digest of that epoch.
+    pub epoch_digest: u64,
+}
+
+/// Why a node is turned away.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Stranger {
+    /// Its cluster has another name.
+    #[error("the node is of cluster {0:?}")]
+    OtherCluster(String),
+    /// Its ring epoch has the same number and is not the same.
+    #[error(
+        "the node makes another ring of epoch {0}: give all nodes the same cluster.members (ids, zones, weights) and cluster.partitions"
+    )]
+    OtherRing(u64),
+}
+
+impl Hello {
+    /// Whether a node that says `other` is of this one's cluster. Another epoch's number is fine: messages carry theirs.
+    ///
+    /// # Errors
+    /// [`Stranger`] if it is not.
+    pub fn check(&self, other: &Self) -> Result<(), Stranger> {
+        if self.cluster != other.cluster {
+            return Err(Stranger::OtherCluster(other.cluster.0.clone()));
+        }
+        if self.epoch == other.epoch && self.epoch_digest != other.epoch_digest {
+            return Err(Stranger::OtherRing(other.epoch));
+        }
+        Ok(())
+    }
+}
 
 /// A message between two nodes.
 #[derive(Clone, Debug, PartialEq, Encode, BorrowDecode)]

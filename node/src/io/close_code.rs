@@ -25,6 +25,8 @@ pub enum CloseCode {
     Replaced = 6,
     /// The node is stopping. Another node goes on.
     Stopping = 7,
+    /// It makes another ring of the same epoch: its list of members is not this node's.
+    OtherRing = 8,
 }
 
 impl CloseCode {
@@ -55,6 +57,7 @@ impl CloseCode {
             Self::SlowReader => "answers were not read",
             Self::Replaced => "a newer connection takes its place",
             Self::Stopping => "the node is stopping",
+            Self::OtherRing => "cluster.members or cluster.partitions are not this node's",
         }
     }
 }

@@ -30,6 +30,7 @@ use super::peer::Links;
 use super::storage::{StorageEvent, StorageThreads, Ticketed, weight};
 use super::time::Clock;
 use crate::core::Core;
+use crate::core::peer::Hello;
 use crate::core::types::{ConnectionId, Input, Instant, Output, SubscriptionId, Ticket};
 
 /// Requests of one client that are not answered; with more, nothing is read from it.
@@ -43,8 +44,8 @@ const STORAGE_BYTES_MAX: usize = 256 << 20;
 
 /// What the driver is made with.
 pub(super) struct DriverConfig {
-    /// Name of the cluster, told to peers.
-    pub(super) cluster: String,
+    /// Told to peers.
+    pub(super) hello: Hello,
     /// This node.
     pub(super) node: NodeId,
     /// For dialling peers.

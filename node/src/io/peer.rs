@@ -2,10 +2,10 @@
 //!
 //! Invariants:
 //!
-//! - A peer is who its certificate says; a node of another cluster, or one that shows this node's own id, is turned away.
+//! - A peer is who its certificate says; a node of another cluster or ring, or one that shows this node's own id, is turned away.
 //! - A pair of nodes may have two connections, one dialled by each. Both are read; messages go on the one that the lower id dialled, so that both
 //!   sides choose the same. A newer connection of the same direction replaces the older one, whose other end has forgotten it.
-//! - The dialler's first frame is [`FrameKind::Hello`]: it opens the stream for both, and names the cluster.
+//! - The dialler's first frame is [`FrameKind::Hello`]: it opens the stream for both, and names the cluster and its ring.
 //!
 //! It does not decide whom to dial or when: the core does.
 
@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use starling_client::codec::{self, Text};
+use starling_client::codec;
 use starling_client::transport::tls::{NODE_NAME, node_name};
 use starling_client::transport::{
     FrameError, FrameKind, FrameReader, LargeFrame, Outbox, PeerIdentity, encode_frame,
@@ -24,7 +24,7 @@ use starling_gossip::limits::PUSH_PULL_SIZE_MAX;
 use super::close_code::CloseCode;
 use super::driver::Driver;
 use super::tasks::Tasks;
-use crate::core::peer::PeerMessage;
+use crate::core::peer::{PeerMessage, Stranger};
 use crate::core::types::Input;
 
 /// A dial that takes longer has failed: QUIC alone would try for its idle timeout.
@@ -134,8 +134,8 @@ enum PeerError {
         "the node shows this node's own id: two nodes have one id, or a member's address is this node's"
     )]
     OwnId,
-    #[error("the node is of cluster {0:?}")]
-    OtherCluster(String),
+    #[error(transparent)]
+    Stranger(#[from] Stranger),
     #[error(transparent)]
     Frame(#[from] FrameError),
     #[error("frame of kind {0:?} where it does not belong")]
@@ -157,7 +157,8 @@ impl PeerError {
             Self::Tls(_) | Self::NotANode | Self::OtherNode(_) | Self::OwnId => {
                 CloseCode::WrongIdentity
             }
-            Self::OtherCluster(_) => CloseCode::OtherCluster,
+            Self::Stranger(Stranger::OtherCluster(_)) => CloseCode::OtherCluster,
+            Self::Stranger(Stranger::OtherRing(_)) => CloseCode::OtherRing,
             Self::Frame(_)
             | Self::UnexpectedKind(_)
             | Self::Decode(_)
@@ -228,9 +229,9 @@ async fn open(
 ) -> Result<(Outbox, FrameReader), PeerError> {
     let (send, receive) = connection.open_bi().await?;
     let outbox = Outbox::spawn(connection.clone(), send, driver.config().peer_queue_bytes);
-    let cluster = Text(driver.config().cluster.clone());
+    let hello = &driver.config().hello;
     // A connection that is lost already shows where it is read.
-    let _ = outbox.try_push(FrameKind::Hello, 0, |body| codec::encode(&cluster, body));
+    let _ = outbox.try_push(FrameKind::Hello, 0, |body| codec::encode(hello, body));
     Ok((outbox, FrameReader::shared(receive)))
 }
 
@@ -259,10 +260,7 @@ async fn greet(
             if frame.kind != FrameKind::Hello {
                 return Err(PeerError::UnexpectedKind(frame.kind));
             }
-            let Text(cluster) = codec::decode(frame.body)?;
-            if cluster != driver.config().cluster {
-                return Err(PeerError::OtherCluster(cluster));
-            }
+            driver.config().hello.check(&codec::decode(frame.body)?)?;
             break;
         }
         if !reader.read().await? {

@@ -30,6 +30,7 @@ use super::listen;
 use super::storage::StorageThreads;
 use super::time::{Clock, wall_s};
 use crate::config::Config;
+use crate::core::peer::Hello;
 use crate::core::storage::Writer;
 use crate::core::types::Input;
 use crate::core::{Core, CoreConfig};
@@ -182,6 +183,11 @@ fn start(
     address: SocketAddr,
 ) -> Result<Driver, NodeError> {
     let core_config = core_config(config, node, address)?;
+    let hello = Hello {
+        cluster: config.cluster.name.as_str().into(),
+        epoch: core_config.epoch.number(),
+        epoch_digest: core_config.epoch.digest(),
+    };
     let disk = OsDisk::new(data_dir.storage()).map_err(NodeError::System)?;
     let identity = starling_storage::Identity { cluster: config.cluster.name.clone(), node };
     let storage = Storage::open(Arc::new(disk), storage_config(config), identity)?;
@@ -200,7 +206,7 @@ fn start(
         ..TransportOptions::DEFAULT
     };
     let driver_config = DriverConfig {
-        cluster: config.cluster.name.clone(),
+        hello,
         node,
         endpoint,
         peer_config: client_config(credentials.client_crypto(ALPN_PEER)?, options),
