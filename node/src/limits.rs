@@ -47,8 +47,7 @@ const _: () = assert!(PAYLOAD_SIZE_DEFAULT <= PAYLOAD_SIZE_LIMIT);
 const _: () = assert!(PAYLOAD_SIZE_LIMIT <= starling_storage::PAYLOAD_SIZE_LIMIT);
 const _: () = assert!(KEY_SIZE_MAX == starling_storage::KEY_SIZE_MAX);
 const _: () = assert!(PEER_READ_BYTES_MAX < starling_client::codec::MESSAGE_SIZE_MAX);
-const _: () =
-    assert!(HINT_BATCH_BYTES_MAX / starling_storage::EVENT_HEADER_SIZE < PEER_EVENTS_MAX);
+const _: () = assert!(HINT_BATCH_BYTES_MAX / starling_storage::EVENT_HEADER_SIZE < PEER_EVENTS_MAX);
 const _: () = assert!((PEER_READ_EVENTS_MAX as usize) < PEER_EVENTS_MAX);
 const _: () = assert!(HINT_BATCH_BYTES_MAX < starling_client::codec::MESSAGE_SIZE_MAX);
 

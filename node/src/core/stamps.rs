@@ -19,6 +19,9 @@ use starling_clock::{SkewError, Stamp};
 use super::error::Refusal;
 use super::{Core, Phase};
 
+/// No start waits longer for the wall clock, in milliseconds.
+const CATCHING_UP_MS_MAX: u64 = 5_000;
+
 impl Core {
     /// The clock moves past what storage holds, unless that is too far ahead: to be called once after [`Core::new`], before
     /// anything is handled. Copies may have brought stamps that nobody could observe.
@@ -47,11 +50,12 @@ impl Core {
         }
     }
 
-    /// The longest that a start waits for the wall clock, in milliseconds. An earlier life was ahead by the skew bound at most,
+    /// The longest that a start waits for the wall clock, in milliseconds, however large the skew bound is. An earlier life was ahead by the skew bound at most,
     /// and its bound by a window more.
     fn catching_up_ms_max(&self) -> u64 {
         let config = self.clock.config();
-        config.skew_ms_max - config.skew_ms_max / 2 + config.bound_window_ms
+        let accounted_ms = config.skew_ms_max - config.skew_ms_max / 2 + config.bound_window_ms;
+        accounted_ms.min(CATCHING_UP_MS_MAX)
     }
 
     /// Whether a stamp that is given now could be taken by others.

@@ -10,6 +10,7 @@
 //! It does not decide whom to dial or when: the core does.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +21,7 @@ use starling_client::transport::{
 };
 use starling_clock::NodeId;
 use starling_gossip::limits::PUSH_PULL_SIZE_MAX;
+use tokio::sync::Semaphore;
 
 use super::close_code::CloseCode;
 use super::driver::Driver;
@@ -33,6 +35,8 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// An exchange of full gossip states that takes longer is given up.
 const PUSH_PULL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Exchanges that a peer may have under way on a connection, each of which may hold a state in memory. Further ones wait.
+const EXCHANGES_MAX: usize = 4;
 /// A large frame that takes longer is given up, and its connection with it: it would hold memory that others need.
 const LARGE_FRAME_TIMEOUT: Duration = Duration::from_mins(1);
 /// Bytes of a frame before a push-pull's state, and some.
@@ -372,10 +376,13 @@ async fn exchanges(
     connection: &quinn::Connection,
     tasks: &mut Tasks,
 ) -> Result<(), PeerError> {
+    let turns = Arc::new(Semaphore::new(EXCHANGES_MAX));
     loop {
+        let turn = turns.clone().acquire_owned().await.expect("it is never closed");
         let (send, receive) = connection.accept_bi().await?;
         let driver = driver.clone();
         tasks.spawn(async move {
+            let _turn = turn;
             let answered = answer_push_pull(&driver, peer, send, receive);
             match tokio::time::timeout(PUSH_PULL_TIMEOUT, answered).await {
                 Ok(Ok(())) => {}
@@ -447,4 +454,41 @@ async fn read_state(receive: quinn::RecvStream, kind: FrameKind) -> Result<Bytes
         }
     }
     Err(FrameError::Truncated.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use starling_client::transport::{
+        Credentials, TlsFiles, TransportOptions, bind, client_config, server_config,
+    };
+    use starling_client::wire::ALPN_PEER;
+    use starling_gossip::limits::DATAGRAM_SIZE_MAX;
+
+    use super::*;
+    use crate::io::time::wall_s;
+    use crate::tls;
+
+    #[test]
+    fn the_largest_datagram_of_gossip_fits_a_connection_from_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        tls::ensure_development(dir.path(), "test", NodeId(1), wall_s()).unwrap();
+        let credentials = Credentials::from_files(&TlsFiles::of_node(dir.path())).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let options = TransportOptions::DEFAULT;
+            let server = server_config(credentials.server_crypto(&[ALPN_PEER]).unwrap(), options);
+            let address = SocketAddr::from(([127, 0, 0, 1], 0));
+            let listening = bind(address, Some(server), None).unwrap();
+            let dialling = bind(address, None, None).unwrap();
+            let client = client_config(credentials.client_crypto(ALPN_PEER).unwrap(), options);
+            let to = listening.local_addr().unwrap();
+            let connecting = dialling.connect_with(client, to, NODE_NAME).unwrap();
+            let accepting = async { listening.accept().await.unwrap().await.unwrap() };
+            let (dialled, accepted) = tokio::join!(connecting, accepting);
+            for connection in [dialled.unwrap(), accepted] {
+                let fits = connection.max_datagram_size().unwrap();
+                assert!(DATAGRAM_SIZE_MAX <= fits, "{fits} bytes fit");
+            }
+        });
+    }
 }
