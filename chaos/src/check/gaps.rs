@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use starling_clock::NodeId;
+
 use super::facts::seconds;
 use super::{Facts, Guarantee, Violation};
 use crate::history::{IncidentKind, TailItem, Tailed};
@@ -11,28 +13,28 @@ use crate::history::{IncidentKind, TailItem, Tailed};
 pub(super) fn check(facts: &Facts<'_>) -> Vec<Violation> {
     let mut violations = Vec::new();
     // Where each subscription is to go on.
-    let mut expected: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut expected: BTreeMap<(NodeId, u64), u64> = BTreeMap::new();
     for item in &facts.history.tails {
-        let next = expected.get(&item.subscription).copied();
+        let next = expected.get(&(item.node, item.subscription)).copied();
         match item.what {
             Tailed::Change { sequence, .. } => {
                 if next.is_some_and(|next| next != sequence) {
                     violations.push(jump(item, next, sequence));
                 }
-                expected.insert(item.subscription, sequence + 1);
+                expected.insert((item.node, item.subscription), sequence + 1);
             }
             Tailed::Next(sequence) => {
                 if next.is_some_and(|next| next != sequence) {
                     violations.push(jump(item, next, sequence));
                 }
-                expected.insert(item.subscription, sequence);
+                expected.insert((item.node, item.subscription), sequence);
             }
             Tailed::Gap { from, to } => {
                 if to <= from || next.is_some_and(|next| next != from) {
                     violations.push(jump(item, next, from));
                 }
                 violations.extend(false_alarm(facts, item, to));
-                expected.insert(item.subscription, to);
+                expected.insert((item.node, item.subscription), to);
             }
         }
     }

@@ -115,7 +115,7 @@ fn completeness(facts: &Facts<'_>, node: NodeId, replica: &Replica) -> Option<Vi
 /// A consumer sees one event once, and one event at one place, for ever.
 fn tails(facts: &Facts<'_>) -> Option<Violation> {
     let mut seen: BTreeMap<(NodeId, u64), &TailItem> = BTreeMap::new();
-    let mut events: BTreeMap<(u64, &str, &Bytes, Stamp), u64> = BTreeMap::new();
+    let mut events: BTreeMap<(NodeId, u64, &str, &Bytes, Stamp), u64> = BTreeMap::new();
     let mut wiped = BTreeMap::new();
     for incident in &facts.history.incidents {
         if incident.what == IncidentKind::Wiped {
@@ -128,7 +128,7 @@ fn tails(facts: &Facts<'_>) -> Option<Violation> {
         if wiped.get(&item.node).is_some_and(|&at| item.at_us <= at) {
             continue;
         }
-        let id = (item.subscription, keyspace.as_str(), key, *stamp);
+        let id = (item.node, item.subscription, keyspace.as_str(), key, *stamp);
         if let Some(before) = events.insert(id, *sequence) {
             let what = format!(
                 "a consumer of node {} was sent {stamp} of {} twice",
