@@ -66,21 +66,21 @@ pub(super) fn run(args: &CertArgs, out: Out, now_s: u64) -> Result<(), Failure> 
         Kind::Node { ca, id, dir } => {
             let authority = Authority::open(ca)?;
             let issued = authority.issue_node(NodeId(*id), now_s)?;
-            tls::write_pair(dir, (tls::NODE_CERT, tls::NODE_KEY), &issued)?;
             trust(dir, &authority)?;
+            tls::write_pair(dir, (tls::NODE_CERT, tls::NODE_KEY), &issued)?;
             made(out, dir, &[tls::AUTHORITY_CERT, tls::NODE_CERT, tls::NODE_KEY])
         }
         Kind::Client { ca, name, dir } => {
             let authority = Authority::open(ca)?;
             let issued = authority.issue_client(name, now_s)?;
-            tls::write_pair(dir, (tls::CLIENT_CERT, tls::CLIENT_KEY), &issued)?;
             trust(dir, &authority)?;
+            tls::write_pair(dir, (tls::CLIENT_CERT, tls::CLIENT_KEY), &issued)?;
             made(out, dir, &[tls::AUTHORITY_CERT, tls::CLIENT_CERT, tls::CLIENT_KEY])
         }
     }
 }
 
-/// The authority's certificate beside the new one. It may be there: the same one is fine, another one is not.
+/// The authority's certificate where the new one will be, before that is made: one that is there may be the same, and no other.
 fn trust(dir: &Path, authority: &Authority) -> Result<(), TlsError> {
     match tls::write_authority_cert(dir, authority) {
         Err(TlsError::Exists { path }) => {

@@ -61,6 +61,7 @@ pub(super) async fn run(client: &Client, out: Out, args: ChangesArgs) -> Result<
         left: args.limit.unwrap_or(u64::MAX),
         args: &args,
         summary: BTreeMap::new(),
+        lost: Vec::new(),
     };
     if let Some(node) = args.node {
         let mut changes = wanted.node(NodeId(node));
@@ -85,6 +86,8 @@ struct Printer<'a> {
     left: u64,
     args: &'a ChangesArgs,
     summary: BTreeMap<&'static str, u64>,
+    /// Nodes whose changes are not all there.
+    lost: Vec<NodeId>,
 }
 
 impl Printer<'_> {
@@ -107,10 +110,16 @@ impl Printer<'_> {
                     to.saturating_sub(1)
                 ),
             )?,
-            ChangesEvent::Lost { node, problem } => self.notice(
-                &json!({ "node": node.0, "lost": problem }),
-                &format!("node {node} is lost, its changes go on when it is back: {problem}"),
-            )?,
+            ChangesEvent::Lost { node, problem } => {
+                let json = json!({ "node": node.0, "lost": problem });
+                if self.args.follow {
+                    let text = "its changes go on when it is back";
+                    self.notice(&json, &format!("node {node} is lost, {text}: {problem}"))?;
+                } else {
+                    self.notice(&json, &format!("node {node} is lost: {problem}"))?;
+                    self.lost.push(node);
+                }
+            }
             ChangesEvent::End { .. } => {}
         }
         Ok(true)
@@ -160,13 +169,22 @@ impl Printer<'_> {
     }
 
     fn finish(self) -> Result<(), Failure> {
-        if !self.args.summary {
+        if self.args.summary {
+            self.out.value(&json!(self.summary), || {
+                let lines =
+                    self.summary.iter().map(|(way, count)| format!("   {count:>8} by {way}\n"));
+                lines.collect()
+            })?;
+        }
+        if self.lost.is_empty() {
             return Ok(());
         }
-        self.out.value(&json!(self.summary), || {
-            let lines = self.summary.iter().map(|(way, count)| format!("   {count:>8} by {way}\n"));
-            lines.collect()
-        })
+        let nodes: Vec<String> = self.lost.iter().map(NodeId::to_string).collect();
+        let problem = format!(
+            "the changes of node {} are not all here: ask again when it is up, or ask the others by --node",
+            nodes.join(" and ")
+        );
+        Err(Failure::Incomplete(problem))
     }
 }
 

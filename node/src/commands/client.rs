@@ -19,7 +19,8 @@ pub struct ConnectArgs {
         env = "STARLING_CONNECT",
         value_delimiter = ',',
         value_name = "HOST:PORT",
-        default_value = "127.0.0.1:7400"
+        default_value = "127.0.0.1:7400",
+        value_parser = parse_address
     )]
     pub connect: Vec<String>,
     /// Directory of ca.pem, client.pem and client.key. A node that was started without certificates made one
@@ -32,7 +33,8 @@ pub struct ConnectArgs {
         default_value = "starling-data/tls"
     )]
     pub tls: PathBuf,
-    /// How long to wait for the cluster, all attempts of one request together.
+    /// How long to wait for the cluster, all attempts of one request together. A write that is not confirmed within it may have
+    /// happened (exit code 12).
     #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
     /// Print JSON, one value a line, for programs.
@@ -50,6 +52,9 @@ impl ConnectArgs {
         let credentials = Credentials::from_files(&files).map_err(Failure::Credentials)?;
         let mut config = ClientConfig::new(self.connect.iter().cloned(), credentials);
         config.request_timeout = self.timeout;
+        if !self.timeout.is_zero() {
+            config.connect_timeout = config.connect_timeout.min(self.timeout);
+        }
         Ok(Client::connect(config).await?)
     }
 }
@@ -57,7 +62,7 @@ impl ConnectArgs {
 /// Which keyspace.
 #[derive(Clone, Debug, Args)]
 pub struct KeyspaceArg {
-    /// The keyspace; `default` always exists.
+    /// The keyspace; `default` always exists, `starling keyspace create` makes others.
     #[arg(short, long, default_value = "default", value_name = "NAME")]
     pub keyspace: String,
 }
@@ -72,7 +77,8 @@ impl KeyspaceArg {
 /// How a read is done.
 #[derive(Clone, Debug, Args)]
 pub struct ReadArgs {
-    /// How many home replicas must answer: one, two, quorum, all, or a number; the keyspace's own unless said.
+    /// How many home replicas must answer: one, two, quorum, all, or a number; the keyspace's own unless said. A lower one bears more
+    /// lost nodes and may miss the newest event.
     #[arg(short, long, value_parser = parse_level)]
     pub level: Option<Level>,
 }
@@ -81,11 +87,11 @@ pub struct ReadArgs {
 #[derive(Clone, Debug, Args)]
 pub struct WriteArgs {
     /// How many home replicas must have it: one, two, quorum, all, a number, or any (a hint counts); the
-    /// keyspace's own unless said.
+    /// keyspace's own unless said. A lower one bears more lost nodes, and a read may miss the event for a while.
     #[arg(short, long, value_parser = parse_level)]
     pub level: Option<Level>,
-    /// When a replica counts: sync (on disk) or interval (on disk within the node's interval); the keyspace's
-    /// own unless said.
+    /// When a replica counts: sync (on disk) or interval (on disk within the node's interval: faster, and a crash of all
+    /// replicas at once loses what is younger); the keyspace's own unless said.
     #[arg(short, long, value_parser = parse_durability)]
     pub durability: Option<Durability>,
 }
@@ -122,8 +128,15 @@ pub enum ClientCommand {
 ///
 /// # Errors
 /// [`Failure`], with its exit code.
-pub async fn run(connect: &ConnectArgs, command: ClientCommand) -> Result<(), Failure> {
+pub async fn run(connect: &ConnectArgs, mut command: ClientCommand) -> Result<(), Failure> {
     let out = Out::new(connect.json);
+    // What is wrong without a cluster is told without one, and standard input may take longer than a connection lasts.
+    match &mut command {
+        ClientCommand::Put(args) => args.read_value(out)?,
+        ClientCommand::Import(args) => args.check()?,
+        ClientCommand::Ring(args) => args.check()?,
+        _ => {}
+    }
     let client = match &command {
         ClientCommand::Status(args) if args.waits() => status::connect_patiently(connect).await?,
         _ => connect.connect().await?,
@@ -143,6 +156,15 @@ pub async fn run(connect: &ConnectArgs, command: ClientCommand) -> Result<(), Fa
     };
     client.close().await;
     done
+}
+
+/// An address as people write it. Whether there is such a host shows later.
+fn parse_address(text: &str) -> Result<String, String> {
+    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+    match port.map(str::parse::<u16>) {
+        Some(Ok(_)) => Ok(text.to_owned()),
+        _ => Err("an address is HOST:PORT, for example 127.0.0.1:7400".to_owned()),
+    }
 }
 
 /// A level as people write it.
@@ -198,6 +220,16 @@ pub fn durability_name(durability: Durability) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_have_a_host_and_a_port() {
+        for text in ["127.0.0.1:7400", "localhost:1", "[::1]:7400"] {
+            assert_eq!(parse_address(text).as_deref(), Ok(text));
+        }
+        for text in ["", "host", ":7400", "host:", "host:x", "host:70000"] {
+            assert!(parse_address(text).unwrap_err().contains("HOST:PORT"), "{text}");
+        }
+    }
 
     #[test]
     fn levels_are_read_as_they_are_written() {

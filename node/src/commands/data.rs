@@ -1,16 +1,16 @@
 //! `put`, `get`, `del`, `history` and `scan`: one key, or many.
 
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::{Value, json};
 use starling_client::wire::{PAGE_ROWS_MAX, PAYLOAD_SIZE_LIMIT};
-use starling_client::{Action, Bytes, Client, Stamp, Version, Written};
+use starling_client::{Bytes, Client, Stamp, Version, Written};
 
 use super::Failure;
 use super::client::{KeyspaceArg, ReadArgs, WriteArgs};
-use super::output::{Out, action_name, bytes_json, printable, utc, version_json};
+use super::output::{Out, action_name, bytes_json, count, printable, utc, version_json};
 
 /// `starling put`.
 #[derive(Debug, Args)]
@@ -20,13 +20,38 @@ pub struct PutArgs {
     #[command(flatten)]
     write: WriteArgs,
     /// The key, 1 to 4096 bytes.
+    #[arg(allow_negative_numbers = true)]
     key: String,
-    /// The value; `-` or nothing reads it from standard input.
-    #[arg(conflicts_with = "file")]
+    /// The value, of at most what the nodes take (16 MiB unless configured); `-` or nothing reads it from standard input.
+    #[arg(conflicts_with = "file", allow_negative_numbers = true)]
     value: Option<String>,
     /// Read the value from a file.
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
+    #[arg(skip)]
+    payload: Bytes,
+}
+
+impl PutArgs {
+    /// Takes the value from wherever it is.
+    pub(super) fn read_value(&mut self, out: Out) -> Result<(), Failure> {
+        self.payload = match (self.value.take(), &self.file) {
+            (Some(value), _) if value != "-" => Bytes::from(value),
+            (_, Some(path)) => {
+                let file = std::fs::File::open(path)
+                    .map_err(|source| Failure::File { path: path.clone(), source })?;
+                read_value(file, path)?
+            }
+            _ => {
+                let stdin = std::io::stdin();
+                if stdin.is_terminal() {
+                    out.complain("type the value, and Ctrl-D at its end");
+                }
+                read_value(stdin.lock(), Path::new("standard input"))?
+            }
+        };
+        Ok(())
+    }
 }
 
 /// `starling get`.
@@ -37,11 +62,13 @@ pub struct GetArgs {
     #[command(flatten)]
     read: ReadArgs,
     /// The key.
+    #[arg(allow_negative_numbers = true)]
     key: String,
     /// The value as of this stamp, as `history` prints it, not the newest.
     #[arg(long, value_name = "STAMP")]
     at: Option<Stamp>,
-    /// Write the value's bytes and nothing else.
+    /// Write the value's bytes and nothing else: for files and pipes. Otherwise what a terminal would obey is escaped, and a line
+    /// ends it.
     #[arg(long, conflicts_with = "json")]
     raw: bool,
 }
@@ -54,6 +81,7 @@ pub struct DelArgs {
     #[command(flatten)]
     write: WriteArgs,
     /// The key.
+    #[arg(allow_negative_numbers = true)]
     key: String,
 }
 
@@ -65,6 +93,7 @@ pub struct HistoryArgs {
     #[command(flatten)]
     read: ReadArgs,
     /// The key.
+    #[arg(allow_negative_numbers = true)]
     key: String,
     /// From this stamp on.
     #[arg(long, value_name = "STAMP")]
@@ -100,16 +129,7 @@ pub struct ScanArgs {
 
 /// Runs `put`.
 pub(super) async fn put(client: &Client, out: Out, args: PutArgs) -> Result<(), Failure> {
-    let value = match (args.value, args.file) {
-        (Some(value), _) if value != "-" => Bytes::from(value),
-        (_, Some(path)) => {
-            let file = std::fs::File::open(&path)
-                .map_err(|source| Failure::File { path: path.clone(), source })?;
-            read_value(file, &path)?
-        }
-        _ => read_value(std::io::stdin().lock(), Path::new("standard input"))?,
-    };
-    let mut write = args.keyspace.of(client).put(args.key, value);
+    let mut write = args.keyspace.of(client).put(args.key, args.payload);
     if let Some(level) = args.write.level {
         write = write.level(level);
     }
@@ -139,7 +159,8 @@ fn report_write(out: Out, written: Written) -> Result<(), Failure> {
     });
     out.value(&json, || {
         let newer = if written.superseded { ", and a newer event is there already" } else { "" };
-        format!("ok, stamp {}, on {} replicas{newer}\n", written.stamp, written.acks)
+        let replicas = count(written.acks.into(), "replica");
+        format!("ok, stamp {}, on {replicas}{newer}\n", written.stamp)
     })
 }
 
@@ -183,7 +204,11 @@ pub(super) async fn history(client: &Client, out: Out, args: HistoryArgs) -> Res
             out.value(&json, || history_line(&version))?;
         }
     }
-    if found { Ok(()) } else { Err(Failure::NotFound(args.key)) }
+    match (args.from, args.to) {
+        _ if found => Ok(()),
+        (None, None) => Err(Failure::NotFound(args.key)),
+        _ => Err(Failure::NoEvent(args.key)),
+    }
 }
 
 fn history_line(version: &Version) -> String {
@@ -212,7 +237,6 @@ pub(super) async fn scan(client: &Client, out: Out, args: ScanArgs) -> Result<()
             }
             let json = with_key(&row.key, version_json(&row.version));
             let line = || format!("{}\t{}\n", printable(&row.key), printable(&row.version.payload));
-            debug_assert_eq!(row.version.action, Action::Put, "a scan shows live keys");
             out.value(&json, line)?;
         }
     }
@@ -240,7 +264,9 @@ fn read_value(input: impl Read, path: &Path) -> Result<Bytes, Failure> {
         .map_err(|source| Failure::File { path: path.to_owned(), source })?;
     if value.len() > PAYLOAD_SIZE_LIMIT {
         let path = path.display();
-        return Err(Failure::Usage(format!("{path} is longer than {PAYLOAD_SIZE_LIMIT} bytes")));
+        let problem =
+            format!("{path} is longer than {PAYLOAD_SIZE_LIMIT} bytes, no value may be: split it");
+        return Err(Failure::Usage(problem));
     }
     Ok(value.into())
 }

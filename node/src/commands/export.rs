@@ -3,7 +3,9 @@
 //! Invariants:
 //!
 //! - An output file appears whole or not at all: it is written beside its name and renamed at the end.
-//! - JSON lines: a value that is a JSON object is written as it stands. Any other becomes `{"key": .., "value": ..}`.
+//! - A device or a pipe is written to and never replaced.
+//! - JSON lines: a value that is a JSON object is written as it stands, byte for byte but for its line breaks. Any other becomes
+//!   `{"key": .., "value": ..}`.
 //! - CSV: the fields are those of the first row; a row with others is an error, not a silent loss.
 
 use std::fs::{self, File};
@@ -12,12 +14,13 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use indicatif::ProgressBar;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use starling_client::{Client, Row};
 
 use super::Failure;
 use super::client::{KeyspaceArg, ReadArgs};
-use super::output::{Out, bytes_json};
+use super::output::{Out, bytes_json, count};
 use super::rows::Format;
 
 /// `starling export`.
@@ -27,7 +30,7 @@ pub struct ExportArgs {
     keyspace: KeyspaceArg,
     #[command(flatten)]
     read: ReadArgs,
-    /// Where to write; standard output unless said.
+    /// Where to write; standard output if `-` or not said. A file that is there is replaced when the whole export has succeeded.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// The format; unless said, by the file's name, else JSON lines.
@@ -36,7 +39,8 @@ pub struct ExportArgs {
     /// Only keys that begin so.
     #[arg(long, default_value = "")]
     prefix: String,
-    /// Every row as an object of its key, stamp and value, whatever the value is.
+    /// Every row as an object of its key, stamp and value, whatever the value is. Without it, a value that does not hold its key
+    /// is written without it.
     #[arg(long)]
     with_keys: bool,
 }
@@ -49,8 +53,9 @@ pub(super) async fn run(client: &Client, out: Out, args: ExportArgs) -> Result<(
     if let Some(level) = args.read.level {
         scan = scan.level(level);
     }
-    let mut sink = Sink::create(args.output.as_deref(), format)?;
-    let progress = if out.shows_progress() && args.output.is_some() {
+    let output = args.output.as_deref().filter(|path| *path != Path::new("-"));
+    let mut sink = Sink::create(output, format)?;
+    let progress = if out.shows_progress() && output.is_some() {
         ProgressBar::new_spinner()
     } else {
         ProgressBar::hidden()
@@ -58,7 +63,7 @@ pub(super) async fn run(client: &Client, out: Out, args: ExportArgs) -> Result<(
     let (mut pages, mut rows) = (scan.pages(), 0_u64);
     while let Some(page) = pages.next().await? {
         for row in page {
-            sink.write(&object_of(&row, args.with_keys), rows + 1)?;
+            sink.write(&row, args.with_keys, rows + 1)?;
             rows += 1;
         }
         progress.set_message(format!("{rows} rows"));
@@ -66,15 +71,26 @@ pub(super) async fn run(client: &Client, out: Out, args: ExportArgs) -> Result<(
     }
     progress.finish_and_clear();
     sink.finish()?;
-    match &args.output {
+    match output {
         Some(path) => {
             let path = path.display().to_string();
             out.value(&json!({ "rows": rows, "file": path }), || {
-                format!("{rows} rows written to {path}\n")
+                format!("{} written to {path}\n", count(rows, "row"))
             })
         }
         None => Ok(()),
     }
+}
+
+/// The value if it is a JSON object, on one line: as it stands, because a parser's numbers are not always those that were written.
+fn object_line(payload: &[u8]) -> Option<Vec<u8>> {
+    let object: &RawValue = serde_json::from_slice(payload).ok()?;
+    if !object.get().starts_with('{') {
+        return None;
+    }
+    // In JSON, line breaks are white space: a text has them escaped.
+    let one_line = |byte: u8| if matches!(byte, b'\n' | b'\r') { b' ' } else { byte };
+    Some(object.get().bytes().map(one_line).collect())
 }
 
 fn object_of(row: &Row, with_keys: bool) -> Map<String, Value> {
@@ -95,9 +111,20 @@ fn object_of(row: &Row, with_keys: bool) -> Map<String, Value> {
 
 /// Where rows go.
 struct Sink {
-    /// The name wanted and the name written to until the end; `None`: standard output.
-    paths: Option<(PathBuf, PathBuf)>,
+    /// Where rows go, for complaints; `None`: standard output.
+    path: Option<PathBuf>,
+    /// The name wanted, of a file that has another until the end.
+    rename_to: Option<PathBuf>,
     writer: Writer,
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        if let (Some(partial), Some(_)) = (&self.path, &self.rename_to) {
+            // The export has failed, and that is told.
+            let _ = fs::remove_file(partial);
+        }
+    }
 }
 
 enum Writer {
@@ -107,16 +134,21 @@ enum Writer {
 
 impl Sink {
     fn create(path: Option<&Path>, format: Format) -> Result<Self, Failure> {
-        let paths = path.map(|path| {
-            let mut partial = path.as_os_str().to_owned();
-            partial.push(".partial");
-            (path.to_owned(), PathBuf::from(partial))
+        let is_file = |path: &Path| fs::metadata(path).is_ok_and(|there| there.is_file());
+        let rename_to = path.filter(|path| is_file(path) || !path.exists()).map(Path::to_owned);
+        let path = path.map(|path| match &rename_to {
+            Some(path) => {
+                let mut partial = path.as_os_str().to_owned();
+                partial.push(".partial");
+                PathBuf::from(partial)
+            }
+            None => path.to_owned(),
         });
-        let output: Box<dyn Write> = match &paths {
+        let output: Box<dyn Write> = match &path {
             None => Box::new(std::io::stdout()),
-            Some((_, partial)) => match File::create(partial) {
+            Some(path) => match File::create(path) {
                 Ok(file) => Box::new(BufWriter::new(file)),
-                Err(source) => return Err(Failure::File { path: partial.clone(), source }),
+                Err(source) => return Err(Failure::File { path: path.clone(), source }),
             },
         };
         let writer = match format {
@@ -125,22 +157,27 @@ impl Sink {
                 Writer::Csv { writer: Box::new(csv::Writer::from_writer(output)), header: None }
             }
         };
-        Ok(Self { paths, writer })
+        Ok(Self { path, rename_to, writer })
     }
 
-    fn write(&mut self, object: &Map<String, Value>, row: u64) -> Result<(), Failure> {
+    fn write(&mut self, row: &Row, with_keys: bool, number: u64) -> Result<(), Failure> {
         let written = match &mut self.writer {
             Writer::Jsonl(output) => {
-                let line = Value::Object(object.clone());
-                writeln!(output, "{line}")
+                let as_it_stands = object_line(&row.version.payload).filter(|_| !with_keys);
+                let mut line = as_it_stands.unwrap_or_else(|| {
+                    Value::Object(object_of(row, with_keys)).to_string().into_bytes()
+                });
+                line.push(b'\n');
+                output.write_all(&line)
             }
             Writer::Csv { writer, header } => {
+                let object = object_of(row, with_keys);
                 let names: Vec<String> = object.keys().cloned().collect();
                 let first = header.is_none();
                 let header = header.get_or_insert(names);
                 if let Some(stranger) = object.keys().find(|name| !header.contains(name)) {
                     let problem = format!(
-                        "row {row} has a field '{stranger}' that the first row has not: export as JSON lines (--format jsonl)"
+                        "row {number} has a field '{stranger}' that the first row has not: export as JSON lines (--format jsonl)"
                     );
                     return Err(Failure::Usage(problem));
                 }
@@ -158,17 +195,16 @@ impl Sink {
             Writer::Csv { writer, .. } => writer.flush(),
         };
         flushed.map_err(|source| self.failure(source))?;
-        match &self.paths {
-            None => Ok(()),
-            Some((path, partial)) => fs::rename(partial, path)
-                .map_err(|source| Failure::File { path: path.clone(), source }),
-        }
+        let (Some(partial), Some(path)) = (&self.path, &self.rename_to) else { return Ok(()) };
+        fs::rename(partial, path).map_err(|source| Failure::File { path: path.clone(), source })?;
+        self.rename_to = None;
+        Ok(())
     }
 
     fn failure(&self, source: std::io::Error) -> Failure {
-        match &self.paths {
+        match &self.path {
             None => Failure::Output(source),
-            Some((_, partial)) => Failure::File { path: partial.clone(), source },
+            Some(path) => Failure::File { path: path.clone(), source },
         }
     }
 }

@@ -15,7 +15,7 @@ pub mod exit {
     pub const OTHER: u8 = 1;
     /// Certificates are missing or of no use.
     pub const TLS: u8 = 5;
-    /// `get` and `history`: there is no such key.
+    /// There is no such key, no event of it in the range asked for, or (`keyspace show`) no such keyspace.
     pub const NOT_FOUND: u8 = 10;
     /// Nothing happened; the same command may succeed later.
     pub const NOTHING_HAPPENED: u8 = 11;
@@ -31,7 +31,7 @@ pub mod exit {
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The cluster said no, or did not say anything.
-    #[error("{0}")]
+    #[error("{0}{hint}", hint = hint(.0))]
     Client(#[from] ClientError),
     /// Certificates for the connection.
     #[error(
@@ -53,7 +53,7 @@ pub enum Failure {
     #[error(transparent)]
     Row(#[from] RowError),
     /// Some rows of an import were not written.
-    #[error("{failed} of {rows} rows were not written; the first: {first}")]
+    #[error("{failed} of {rows} rows {verb}; the first: {first}", verb = verb(*kind))]
     Import {
         /// How many.
         failed: u64,
@@ -67,6 +67,15 @@ pub enum Failure {
     /// There is no such key.
     #[error("there is no key '{0}'")]
     NotFound(String),
+    /// The key has events, or not, but none that was asked for.
+    #[error("there is no event of '{0}' between these stamps")]
+    NoEvent(String),
+    /// There is no such keyspace.
+    #[error("there is no keyspace '{0}': `starling keyspace list` shows those that there are")]
+    NoKeyspace(String),
+    /// The answer is not the whole of what was asked for.
+    #[error("{0}")]
+    Incomplete(String),
     /// The command line makes no sense in a way that the parser cannot see.
     #[error("{0}")]
     Usage(String),
@@ -93,8 +102,9 @@ impl Failure {
             Self::Client(ClientError::Tls(_)) | Self::Credentials(_) | Self::Tls(_) => exit::TLS,
             Self::Client(error) => exit_of(error.kind()),
             Self::Import { kind, .. } => exit_of(*kind),
-            Self::NotFound(_) => exit::NOT_FOUND,
-            Self::Waited(_) => exit::NOTHING_HAPPENED,
+            Self::NotFound(_) | Self::NoEvent(_) | Self::NoKeyspace(_) => exit::NOT_FOUND,
+            Self::Waited(_) | Self::Incomplete(_) => exit::NOTHING_HAPPENED,
+            Self::Row(RowError::Input { .. }) => exit::OTHER,
             Self::Row(_) => exit::CHANGE_REQUEST,
             Self::Usage(_) => 2,
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
@@ -105,6 +115,28 @@ impl Failure {
     /// The reader of our output went away, as `head` does: nothing to complain of.
     pub fn is_quiet(&self) -> bool {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+/// What the command line can do about an error that any client may get.
+fn hint(error: &ClientError) -> &'static str {
+    match error {
+        ClientError::NoNode(_) => {
+            ". Name nodes that run by --connect, and the directory of this cluster's certificates by --tls"
+        }
+        ClientError::UnknownNode(_) => ": `starling status` shows those that there are",
+        ClientError::Unknown { .. } => ". Read whether it is there before you write it again",
+        _ => "",
+    }
+}
+
+/// What became of rows whose worst failure is of this kind.
+fn verb(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::Unknown => "were not confirmed and may be there or not",
+        ErrorKind::NothingHappened | ErrorKind::ChangeRequest | ErrorKind::TryElsewhere => {
+            "were not written"
+        }
     }
 }
 

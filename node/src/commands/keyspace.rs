@@ -8,7 +8,10 @@ use starling_client::{Client, Durability, KeyspaceSettings, Level};
 
 use super::Failure;
 use super::client::{durability_name, level_name, parse_durability, parse_level};
-use super::output::Out;
+use super::output::{Out, count};
+
+/// Replicas of a key unless said, where there are so many nodes.
+const REPLICATION_DEFAULT: u8 = 3;
 
 /// `starling keyspace`.
 #[derive(Debug, Args)]
@@ -34,9 +37,10 @@ enum Kind {
 struct CreateArgs {
     /// Its name: 1 to 64 of a-z, 0-9, '-', '_' and '.'.
     name: String,
-    /// How many nodes keep each key: 1 to 16. More survive more losses and cost more disk.
-    #[arg(short, long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=16))]
-    replication: u8,
+    /// How many nodes keep each key: 1 to 16, at most as many as the cluster has; 3 unless said, or all of a smaller cluster.
+    /// More survive more losses and cost more disk.
+    #[arg(short, long, value_parser = clap::value_parser!(u8).range(1..=16))]
+    replication: Option<u8>,
     /// Level of writes that name none.
     #[arg(long, default_value = "quorum", value_parser = parse_level)]
     write_level: Level,
@@ -46,10 +50,10 @@ struct CreateArgs {
     /// Durability of writes that name none: sync or interval.
     #[arg(long, default_value = "sync", value_parser = parse_durability)]
     durability: Durability,
-    /// Keep at most so many versions of a key; all unless said. The newest always stays.
+    /// Keep at most so many versions of a key; all unless said. The newest always stays. What is dropped is gone for good.
     #[arg(long, value_name = "VERSIONS", value_parser = clap::value_parser!(u32).range(1..))]
     history_versions: Option<u32>,
-    /// Keep a version for so long after a newer one replaced it; for ever unless said.
+    /// Keep a version for so long after a newer one replaced it; for ever unless said. What is dropped is gone for good.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     history_age: Option<Duration>,
 }
@@ -68,17 +72,24 @@ pub(super) async fn run(client: &Client, out: Out, args: KeyspaceArgs) -> Result
             let all = client.keyspaces().await?;
             match all.iter().find(|settings| settings.name.as_str() == name) {
                 Some(settings) => out.value(&settings_json(settings), || line(settings)),
-                None => Err(Failure::NotFound(name)),
+                None => Err(Failure::NoKeyspace(name)),
             }
         }
     }
 }
 
 async fn create(client: &Client, out: Out, args: CreateArgs) -> Result<(), Failure> {
+    let replication = match args.replication {
+        Some(replication) => replication,
+        None => {
+            let members = client.topology().await?.members.len();
+            u8::try_from(members).unwrap_or(u8::MAX).clamp(1, REPLICATION_DEFAULT)
+        }
+    };
     let age_ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
     let settings = KeyspaceSettings {
         name: args.name.into(),
-        replication: args.replication,
+        replication,
         write_level: args.write_level,
         read_level: args.read_level,
         durability: args.durability,
@@ -88,7 +99,12 @@ async fn create(client: &Client, out: Out, args: CreateArgs) -> Result<(), Failu
     let nodes = client.create_keyspace(settings.clone()).await?;
     let json = json!({ "keyspace": settings_json(&settings), "nodes": nodes });
     let name = settings.name.as_str();
-    out.value(&json, || format!("keyspace {name} is there, {nodes} nodes have it on disk\n"))
+    out.value(&json, || {
+        let replicas = count(settings.replication.into(), "replica");
+        let have = if nodes == 1 { "has" } else { "have" };
+        let nodes = count(nodes.into(), "node");
+        format!("keyspace {name} of {replicas} is there, {nodes} {have} it on disk\n")
+    })
 }
 
 fn settings_json(settings: &KeyspaceSettings) -> Value {
@@ -106,14 +122,16 @@ fn settings_json(settings: &KeyspaceSettings) -> Value {
 fn line(settings: &KeyspaceSettings) -> String {
     let history = match (settings.history_versions_max, settings.history_age_ms_max) {
         (None, None) => "all history".to_owned(),
-        (Some(versions), None) => format!("{versions} versions"),
+        (Some(versions), None) => count(versions.into(), "version"),
         (None, Some(age)) => format!("history of {}", age_text(age)),
-        (Some(versions), Some(age)) => format!("{versions} versions of {}", age_text(age)),
+        (Some(versions), Some(age)) => {
+            format!("{} of {}", count(versions.into(), "version"), age_text(age))
+        }
     };
     format!(
-        "{}  {} replicas, writes {} ({}), reads {}, {history}\n",
+        "{}  {}, writes {} ({}), reads {}, {history}\n",
         settings.name.as_str(),
-        settings.replication,
+        count(settings.replication.into(), "replica"),
         level_name(settings.write_level),
         durability_name(settings.durability),
         level_name(settings.read_level),

@@ -44,8 +44,9 @@ apply it. Start with a node of your own, or with a cluster on this machine (scri
   starling changes --follow";
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done, 2 usage, 5 certificates, 10 no such key, 11 nothing happened (try again), 12 unknown (it may have happened: read, or
-repeat it), 13 nothing happened (change the request), 14 nothing happened (another node may take it), 1 anything else.
+Exit codes: 0 done, 2 usage, 5 certificates, 10 no such key or keyspace, 11 nothing happened (try again), 12 unknown (it may have happened:
+read, or repeat it), 13 nothing happened (change the request), 14 nothing happened (another node may take it), 1 anything else.
+An import's code is that of the rows which it names; what it reports as written is written.
 `starling node --help` has those of a node.";
 
 /// The whole command line.

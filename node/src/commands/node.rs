@@ -75,6 +75,7 @@ impl NodeArgs {
         if self.print_config {
             return match io::stdout().write_all(config.to_toml().as_bytes()) {
                 Ok(()) => ExitCode::SUCCESS,
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
                 Err(error) => fail(&NodeError::System(error)),
             };
         }

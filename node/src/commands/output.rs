@@ -48,6 +48,7 @@ impl Out {
 
     /// A line on standard error, for people.
     pub fn complain(self, text: &str) {
+        let text: String = text.chars().map(without_control).collect();
         // There is nobody left to tell if standard error is gone.
         let _ = writeln!(io::stderr().lock(), "starling: {text}");
     }
@@ -60,6 +61,11 @@ impl Out {
         let mut stdout = io::stdout().lock();
         stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(Failure::Output)
     }
+}
+
+/// What a node or a file says may be part of a complaint.
+fn without_control(letter: char) -> char {
+    if letter.is_control() && letter != '\n' { char::REPLACEMENT_CHARACTER } else { letter }
 }
 
 /// Bytes as text that is safe on a terminal: what is not printable UTF-8 is escaped as `\xNN` or `\u{N}`.
@@ -114,9 +120,21 @@ pub fn action_name(action: Action) -> &'static str {
     }
 }
 
-/// Milliseconds since the Unix epoch as `2018-02-01T02:16:39.650Z`.
+/// First millisecond of the year 10000, which dates of four-digit years do not reach.
+const CALENDAR_END_MS: u64 = 253_402_300_800_000;
+
+/// Milliseconds since the Unix epoch as `2018-02-01T02:16:39.650Z`. A time that no calendar of ours has (a node may send any) is told as
+/// the number that it is.
 pub fn utc(ms: u64) -> String {
+    if CALENDAR_END_MS <= ms {
+        return format!("{ms} ms");
+    }
     humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(ms)).to_string()
+}
+
+/// A count of things: `1 replica`, `2 replicas`.
+pub fn count(number: u64, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }
 
 /// A count of bytes as people read it.
@@ -132,6 +150,10 @@ mod tests {
     fn dates_are_the_calendars() {
         assert_eq!(utc(0), "1970-01-01T00:00:00.000Z");
         assert_eq!(utc(1_517_451_399_650), "2018-02-01T02:16:39.650Z");
+        assert_eq!(utc(CALENDAR_END_MS - 1), "9999-12-31T23:59:59.999Z");
+        for ms in [CALENDAR_END_MS, (1 << 48) - 1, u64::MAX] {
+            assert_eq!(utc(ms), format!("{ms} ms"));
+        }
     }
 
     #[test]
@@ -139,5 +161,7 @@ mod tests {
         assert_eq!(printable(b"caf\xc3\xa9 \x1b[2J \xff"), "café \\u{1b}[2J \\xff");
         assert_eq!(bytes_json(b"\xff\x00"), json!({ "hex": "ff00" }));
         assert_eq!(bytes_json(b"text"), json!("text"));
+        let said: String = "a\u{1b}[2J\nb".chars().map(without_control).collect();
+        assert_eq!(said, "a\u{fffd}[2J\nb");
     }
 }

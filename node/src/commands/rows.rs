@@ -7,10 +7,12 @@
 //! - A line longer than the limit is an error before it is in memory.
 //! - An error names the row, counted from 1 as an editor counts lines (CSV: as records after the header).
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, Read};
 
 use bytes::Bytes;
-use serde_json::Value;
+use serde_json::{Number, Value};
+use starling_client::wire::KEY_SIZE_MAX;
 
 /// How a file is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -92,6 +94,12 @@ pub enum RowError {
         /// What the parser says.
         reason: String,
     },
+    /// The header names two fields alike: a row would lose one of them.
+    #[error("the header names '{name}' twice: rename one")]
+    TwiceInHeader {
+        /// The name.
+        name: String,
+    },
     /// The key path finds nothing there.
     #[error("row {number} has no field '{path}': name another with --key")]
     NoKey {
@@ -102,7 +110,7 @@ pub enum RowError {
     },
     /// The key path finds something that is no key.
     #[error(
-        "row {number}: '{path}' is {found}, a key is a text, a number or a truth value that is not empty"
+        "row {number}: '{path}' is {found}, a key is a text of 1 to {KEY_SIZE_MAX} bytes, a number or a truth value"
     )]
     BadKey {
         /// Which.
@@ -118,10 +126,19 @@ impl RowError {
     /// The row is bad and the next one may be good: `--skip-bad` may go on.
     pub fn is_of_one_row(&self) -> bool {
         match self {
-            Self::Input { .. } | Self::TooLong { .. } => false,
+            Self::Input { .. } | Self::TooLong { .. } | Self::TwiceInHeader { .. } => false,
             Self::Malformed { .. } | Self::NoKey { .. } | Self::BadKey { .. } => true,
         }
     }
+}
+
+/// What some editors put before the first line (the CSV reader knows it).
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Whether the number may stand for several: as a key it would bring rows together that are apart in the file.
+fn is_rounded(number: &Number) -> bool {
+    const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
+    number.is_f64() && number.as_f64().is_none_or(|number| number.abs() >= EXACT_MAX)
 }
 
 /// Reads rows one by one.
@@ -130,6 +147,7 @@ pub struct Rows<R> {
     key: KeyPath,
     row_size_max: usize,
     number: u64,
+    ended: bool,
 }
 
 enum Source<R> {
@@ -169,7 +187,7 @@ impl<R: BufRead> Rows<R> {
                 Source::Csv { reader, header: None }
             }
         };
-        Self { source, key, row_size_max, number: 0 }
+        Self { source, key, row_size_max, number: 0, ended: false }
     }
 
     fn next_json(&mut self) -> Result<Option<Row>, RowError> {
@@ -186,7 +204,8 @@ impl<R: BufRead> Rows<R> {
             if read == 0 {
                 return Ok(None);
             }
-            let text = line.trim_ascii();
+            let mark = if number == 1 { BYTE_ORDER_MARK } else { b"" };
+            let text = line.strip_prefix(mark).unwrap_or(&line).trim_ascii();
             if text.len() > self.row_size_max {
                 return Err(RowError::TooLong { number, limit: self.row_size_max });
             }
@@ -194,7 +213,9 @@ impl<R: BufRead> Rows<R> {
                 continue;
             }
             let value: Value = serde_json::from_slice(text).map_err(|error| {
-                RowError::Malformed { number, format: "a JSON value", reason: error.to_string() }
+                // The row is one line of its own to the parser.
+                let reason = error.to_string().replace("at line 1 column", "at byte");
+                RowError::Malformed { number, format: "a JSON value", reason }
             })?;
             let key = self.key_of(&value)?;
             return Ok(Some(Row { number, key, payload: Bytes::copy_from_slice(text) }));
@@ -224,7 +245,12 @@ impl<R: BufRead> Rows<R> {
             }
         };
         if header.is_none() {
-            *header = Some(reader.headers().map_err(|error| malformed(1, error))?.clone());
+            let names = reader.headers().map_err(|error| malformed(1, error))?.clone();
+            let mut seen = BTreeSet::new();
+            if let Some(name) = names.iter().find(|name| !seen.insert(*name)) {
+                return Err(RowError::TwiceInHeader { name: name.to_owned() });
+            }
+            *header = Some(names);
         }
         self.number += 1;
         let number = self.number;
@@ -252,6 +278,10 @@ impl<R: BufRead> Rows<R> {
         match found {
             None => Err(RowError::NoKey { number, path }),
             Some(Value::String(text)) if text.is_empty() => bad("an empty text"),
+            Some(Value::String(text)) if text.len() > KEY_SIZE_MAX => bad("a longer text"),
+            Some(Value::Number(number)) if is_rounded(number) => {
+                bad("a number of more digits than are kept apart (quote it)")
+            }
             Some(Value::String(text)) => Ok(Bytes::copy_from_slice(text.as_bytes())),
             Some(scalar @ (Value::Number(_) | Value::Bool(_))) => Ok(scalar.to_string().into()),
             Some(Value::Null) => bad("null"),
@@ -264,11 +294,17 @@ impl<R: BufRead> Rows<R> {
 impl<R: BufRead> Iterator for Rows<R> {
     type Item = Result<Row, RowError>;
 
+    /// `None` also after an error that is not of one row: what follows it cannot be told apart.
     fn next(&mut self) -> Option<Self::Item> {
-        match self.source {
+        if self.ended {
+            return None;
+        }
+        let row = match self.source {
             Source::Jsonl(_) => self.next_json().transpose(),
             Source::Csv { .. } => self.next_csv().transpose(),
-        }
+        };
+        self.ended = matches!(&row, Some(Err(error)) if !error.is_of_one_row());
+        row
     }
 }
 
@@ -331,6 +367,37 @@ mod tests {
         let got = rows("{\"id\":\n{\"id\":2}\n", Format::Jsonl, "id");
         assert!(got[0].is_err() && got[0].as_ref().is_err_and(RowError::is_of_one_row));
         assert_eq!(got[1].as_ref().unwrap().key, "2");
+    }
+
+    #[test]
+    fn what_would_lose_something_is_no_row() {
+        let twice = rows("a,b,a\n1,2,3\n", Format::Csv, "a");
+        assert!(matches!(&twice[0], Err(RowError::TwiceInHeader { name }) if name == "a"));
+        assert!(!twice[0].as_ref().is_err_and(RowError::is_of_one_row));
+        let long = "{\"id\":12345678901234567890123}\n";
+        assert!(message(long, Format::Jsonl, "id").contains("quote it"));
+        let kept = rows("{\"id\":18446744073709551615}\n{\"id\":-1.5}\n", Format::Jsonl, "id");
+        assert_eq!(kept[0].as_ref().unwrap().key, "18446744073709551615");
+        assert_eq!(kept[1].as_ref().unwrap().key, "-1.5");
+    }
+
+    #[test]
+    fn a_mark_of_the_byte_order_is_no_part_of_the_first_row() {
+        let got = rows("\u{feff}{\"id\":1}\n", Format::Jsonl, "id");
+        assert_eq!(got[0].as_ref().unwrap().payload, "{\"id\":1}");
+        let got = rows("\u{feff}id\n1\n", Format::Csv, "id");
+        assert_eq!(got[0].as_ref().unwrap().key, "1");
+    }
+
+    #[test]
+    fn a_key_has_a_longest_length() {
+        let Ok(key) = "id".parse::<KeyPath>();
+        let text = |size: usize| format!("{{\"id\":\"{}\"}}", "k".repeat(size));
+        for (size, good) in [(KEY_SIZE_MAX, true), (KEY_SIZE_MAX + 1, false)] {
+            let text = text(size);
+            let mut rows = Rows::new(text.as_bytes(), Format::Jsonl, key.clone(), 10_000);
+            assert_eq!(rows.next().unwrap().is_ok(), good, "{size}");
+        }
     }
 
     #[test]

@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
-use starling_client::wire::MemberInfo;
-use starling_client::{Client, HybridTime, Liveness, NodeId, NodeStatus, Topology, epoch_of};
+use starling_client::wire::{KEY_SIZE_MAX, MemberInfo};
+use starling_client::{
+    Client, ClientError, ErrorKind, HybridTime, Liveness, NodeId, NodeStatus, Topology, epoch_of,
+};
 use starling_ring::{ReplicationFactor, RoutingTable};
 
-use super::Failure;
 use super::client::ConnectArgs;
-use super::output::{Out, printable, size, utc};
+use super::output::{Out, count, printable, size, utc};
+use super::{Failure, exit};
 use crate::io::time::Clock;
 
 /// Between two looks at what is waited for.
@@ -42,31 +44,37 @@ impl StatusArgs {
     }
 
     fn is_met(&self, statuses: &[NodeStatus]) -> Result<(), String> {
-        let count = |status: &NodeStatus, wanted: Liveness| {
+        if self.waits() && statuses.is_empty() {
+            return Err("no node says how it is".to_owned());
+        }
+        let members = |status: &NodeStatus, wanted: Liveness| {
             status.members.iter().filter(|member| member.liveness == wanted).count()
         };
         if let Some(wanted) = self.wait_alive {
             let ready =
-                statuses.iter().filter(|status| count(status, Liveness::Alive) >= wanted).count();
+                statuses.iter().filter(|status| members(status, Liveness::Alive) >= wanted).count();
             if ready < wanted {
                 return Err(format!("{ready} nodes see {wanted} alive"));
             }
         }
         if let Some(wanted) = self.wait_dead
             && let Some(status) =
-                statuses.iter().find(|status| count(status, Liveness::Dead) < wanted)
+                statuses.iter().find(|status| members(status, Liveness::Dead) < wanted)
         {
             return Err(format!("node {} does not see {wanted} dead yet", status.node.0));
         }
-        let hints =
-            statuses.iter().flat_map(|status| status.hints.iter()).map(|hints| hints.pending);
-        match hints.sum::<u64>() {
+        match statuses.iter().map(pending_hints).fold(0, u64::saturating_add) {
             pending @ 1.. if self.wait_hints => {
                 Err(format!("{pending} hints are not delivered yet"))
             }
             _ => Ok(()),
         }
     }
+}
+
+/// What a node holds for others.
+fn pending_hints(status: &NodeStatus) -> u64 {
+    status.hints.iter().map(|hints| hints.pending).fold(0, u64::saturating_add)
 }
 
 /// Connects, and goes on trying while no node answers, for at most the timeout.
@@ -78,7 +86,9 @@ pub(super) async fn connect_patiently(connect: &ConnectArgs) -> Result<Client, F
     loop {
         match connect.connect().await {
             Ok(client) => return Ok(client),
-            Err(error @ Failure::Credentials(_)) => return Err(error),
+            Err(error) if matches!(error.exit_code(), exit::TLS | exit::CHANGE_REQUEST) => {
+                return Err(error);
+            }
             Err(error) if Duration::from_micros(clock.mono().0) >= connect.timeout => {
                 return Err(error);
             }
@@ -96,10 +106,21 @@ pub(super) async fn status(
 ) -> Result<(), Failure> {
     let clock = Clock::start();
     loop {
-        let topology = client.topology().await?;
-        let statuses = ask_all(client, &topology, args.node).await;
-        match args.is_met(&statuses) {
-            Ok(()) => return print(out, &topology, &statuses),
+        let looked = look(client, &args).await;
+        let met = match &looked {
+            Err(Failure::Client(error))
+                if args.waits() && error.kind() != ErrorKind::ChangeRequest =>
+            {
+                Err(error.to_string())
+            }
+            Err(_) => Ok(()),
+            Ok((_, statuses)) => args.is_met(statuses),
+        };
+        match met {
+            Ok(()) => {
+                let (topology, statuses) = looked?;
+                return print(out, &topology, &statuses);
+            }
             Err(missing) if Duration::from_micros(clock.mono().0) >= timeout => {
                 let timeout = humantime::format_duration(timeout);
                 return Err(Failure::Waited(format!("waited {timeout}, and {missing}")));
@@ -109,11 +130,23 @@ pub(super) async fn status(
     }
 }
 
+/// The cluster, its members cut to the one asked for, and how those are that answer.
+async fn look(client: &Client, args: &StatusArgs) -> Result<(Topology, Vec<NodeStatus>), Failure> {
+    let mut topology = client.topology().await?;
+    if let Some(only) = args.node.map(NodeId) {
+        topology.members.0.retain(|member| member.node.0 == only);
+        if topology.members.is_empty() {
+            return Err(ClientError::UnknownNode(only).into());
+        }
+    }
+    let statuses = ask_all(client, &topology).await;
+    Ok((topology, statuses))
+}
+
 /// Those that answer, by id.
-async fn ask_all(client: &Client, topology: &Topology, only: Option<u64>) -> Vec<NodeStatus> {
-    let wanted = |member: &&MemberInfo| only.is_none_or(|only| member.node.0 == NodeId(only));
+async fn ask_all(client: &Client, topology: &Topology) -> Vec<NodeStatus> {
     let mut asked = Vec::new();
-    for member in topology.members.iter().filter(wanted) {
+    for member in topology.members.iter() {
         let (client, node) = (client.clone(), member.node.0);
         asked.push(tokio::spawn(async move {
             tokio::time::timeout(NODE_PATIENCE, client.status(node)).await
@@ -135,11 +168,11 @@ fn print(out: Out, topology: &Topology, statuses: &[NodeStatus]) -> Result<(), F
         return out.value(&json, String::new);
     }
     let mut text = format!(
-        "cluster {}, epoch {}, {} partitions, {} members\n",
+        "cluster {}, epoch {}, {} partitions, {}\n",
         printable(topology.cluster.as_bytes()),
         topology.epoch,
         topology.partitions,
-        topology.members.len(),
+        count(topology.members.len() as u64, "member"),
     );
     for member in topology.members.iter() {
         let status = statuses.iter().find(|status| status.node == member.node);
@@ -160,15 +193,16 @@ fn member_line(member: &MemberInfo, status: Option<&NodeStatus>) -> String {
     };
     let alive = status.members.iter().filter(|member| member.liveness == Liveness::Alive).count();
     let storage = &status.storage;
-    let hints: u64 = status.hints.iter().map(|hints| hints.pending).sum();
+    let bytes = storage.table_bytes.saturating_add(storage.wal_bytes);
     let mut text = format!(
-        "{head}up {}, sees {alive} alive, {} changes, {} on disk",
+        "{head}up {}, sees {alive} alive, {}, {} on disk",
         humantime::format_duration(Duration::from_secs(status.uptime_ms / 1000)),
-        storage.changes_end.saturating_sub(storage.changes_first),
-        size(storage.table_bytes + storage.wal_bytes + storage.change_bytes),
+        count(storage.changes_end.saturating_sub(storage.changes_first), "change"),
+        size(bytes.saturating_add(storage.change_bytes)),
     );
+    let hints = pending_hints(status);
     if hints > 0 {
-        text += &format!(", holds {hints} hints");
+        text += &format!(", holds {}", count(hints, "hint"));
     }
     if storage.poisoned {
         text += ", TAKES NO WRITES after a failed sync: restart it, and look at its disk";
@@ -243,23 +277,40 @@ fn status_json(status: &NodeStatus) -> Value {
 #[derive(Debug, Args)]
 pub struct RingArgs {
     /// Show the home replicas of this key; otherwise the share of every node.
+    #[arg(allow_negative_numbers = true)]
     key: Option<String>,
     /// For keyspaces with so many replicas.
     #[arg(short, long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=16))]
     replication: u8,
 }
 
+impl RingArgs {
+    /// Refuses what is no key.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        match self.key.as_ref().map(String::len) {
+            None | Some(1..=KEY_SIZE_MAX) => Ok(()),
+            Some(bytes) => Err(Failure::Usage(format!(
+                "a key has 1 to {KEY_SIZE_MAX} bytes, this has {bytes}"
+            ))),
+        }
+    }
+}
+
 /// Runs `ring`.
 pub(super) async fn ring(client: &Client, out: Out, args: RingArgs) -> Result<(), Failure> {
     let topology = client.topology().await?;
     let table = routing_table(&topology, args.replication)?;
+    // A cluster of fewer nodes keeps a key on each of them.
+    let replicas = topology.members.len().min(args.replication.into());
     if let Some(key) = &args.key {
         let (partition, homes) = table.route(key.as_bytes());
         let homes: Vec<u64> = homes.iter().map(|node| node.0).collect();
         let json = json!({ "key": key, "partition": partition.0, "home_replicas": homes });
         return out.value(&json, || {
             let key = printable(key.as_bytes());
-            format!("{key} is in partition {} on the nodes {homes:?}\n", partition.0)
+            let homes: Vec<String> = homes.iter().map(u64::to_string).collect();
+            let nodes = if homes.len() == 1 { "node" } else { "nodes" };
+            format!("{key} is in partition {} on {nodes} {}\n", partition.0, homes.join(", "))
         });
     }
     let shares: Vec<Value> = table
@@ -270,11 +321,14 @@ pub(super) async fn ring(client: &Client, out: Out, args: RingArgs) -> Result<()
         json!({ "epoch": topology.epoch, "partitions": topology.partitions, "shares": shares });
     out.value(&json, || {
         let mut text = format!(
-            "epoch {} ({:016x}), {} partitions, {} replicas each\n",
-            topology.epoch, topology.epoch_digest, topology.partitions, args.replication
+            "epoch {} ({:016x}), {} partitions, {} each\n",
+            topology.epoch,
+            topology.epoch_digest,
+            topology.partitions,
+            count(replicas as u64, "replica"),
         );
         for (node, partitions) in table.loads() {
-            text += &format!("  node {node}: {partitions} partitions\n");
+            text += &format!("  node {node}: {}\n", count(partitions as u64, "partition"));
         }
         text
     })
