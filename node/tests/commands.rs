@@ -451,7 +451,8 @@ fn an_import_that_fails_stops_and_says_how_far_it_came() {
 #[test]
 fn more_rows_than_queues_hold_are_imported_in_order() {
     let node = Node::start();
-    let rows: String = (0..3000).map(|at| format!("{{\"id\":{},\"n\":{at}}}\n", at % 5)).collect();
+    let row = |at: u64| format!("{{\"id\":{},\"n\":{at}}}", at % 5);
+    let rows = (0..3000).map(row).collect::<Vec<_>>().join("\n");
     let import = ["--json", "import", "--key", "id", "--format", "jsonl", "-d", "interval", "-"];
     let said = node.run_with(&import, rows.as_bytes()).value();
     assert_eq!(said["taken"], json!(3000));

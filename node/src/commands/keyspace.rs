@@ -79,12 +79,11 @@ pub(super) async fn run(client: &Client, out: Out, args: KeyspaceArgs) -> Result
 }
 
 async fn create(client: &Client, out: Out, args: CreateArgs) -> Result<(), Failure> {
-    let replication = match args.replication {
-        Some(replication) => replication,
-        None => {
-            let members = client.topology().await?.members.len();
-            u8::try_from(members).unwrap_or(u8::MAX).clamp(1, REPLICATION_DEFAULT)
-        }
+    let replication = if let Some(replication) = args.replication {
+        replication
+    } else {
+        let members = client.topology().await?.members.len();
+        u8::try_from(members).unwrap_or(u8::MAX).clamp(1, REPLICATION_DEFAULT)
     };
     let age_ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
     let settings = KeyspaceSettings {
