@@ -34,6 +34,7 @@ impl World {
         }
         self.run_until(self.now_us + 500_000);
         for node in 0..self.nodes.len() {
+            self.nodes[node].disk.clear_faults();
             if self.nodes[node].damaged {
                 self.replace_disk(node);
             }

@@ -117,7 +117,9 @@ impl Event {
                 content ^ (*from as u64) << 48 ^ connection << 32
             }
             Self::PeerGone(index) | Self::Dial(index) | Self::ClientActs(index) => *index as u64,
-            Self::Committed(answers) => answers.iter().map(|(ticket, _)| ticket.0).sum(),
+            Self::Committed(answers) => {
+                answers.iter().fold(0, |sum, (ticket, _)| ticket.0.wrapping_add(sum))
+            }
             Self::Read(ticket, _) => ticket.0,
             Self::FaultBegins(fault) | Self::FaultEnds(fault) => *fault as u64,
             Self::Answered { operation, response } => {
@@ -692,7 +694,8 @@ impl World {
 
     fn subscribe(&mut self, node: usize) {
         let from = self.nodes[node].cursor.map_or(ChangesFrom::Oldest, ChangesFrom::Sequence);
-        let subscription = SubscriptionId(self.nodes[node].life);
+        // Its own in the whole history.
+        let subscription = SubscriptionId(self.nodes[node].life << 16 | self.nodes[node].id.0);
         let request = ChangesRequest {
             keyspace: None,
             prefix: codec::Blob::default(),

@@ -161,6 +161,11 @@ impl SimDisk {
         self.state().faults.insert(call, fault);
     }
 
+    /// Faults that have not happened yet never will.
+    pub fn clear_faults(&self) {
+        self.state().faults.clear();
+    }
+
     /// Bytes that files may hold in all; `None` is no limit.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.state().capacity = bytes;
