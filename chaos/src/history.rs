@@ -3,7 +3,7 @@
 //! Invariants:
 //!
 //! - All times are microseconds of the one true clock of whoever recorded (`at_us`, `from_us`, `to_us`): no node's clock is in them.
-//!   Only [`Incident::Clock`] speaks of a node's wall clock.
+//!   Only [`IncidentKind::Clock`] speaks of a node's wall clock.
 //! - Operations are in the order in which they began; their index is their name. Payloads of puts are unique over a history, so
 //!   that what a read returned tells which write it saw.
 //! - A node is told by its id; events and changes are as storage gave them, never interpreted.

@@ -6,7 +6,9 @@ use clap::Parser;
 use starling_node::commands::Cli;
 
 #[cfg(feature = "mutations")]
-compile_error!("the program is never built with bugs that were put in on purpose: build starling-chaos alone");
+compile_error!(
+    "the program is never built with bugs that were put in on purpose: build starling-chaos alone"
+);
 
 /// Requests make and drop many small buffers on three threads; the system's allocator took a tenth of the time of a node under load.
 #[global_allocator]
