@@ -59,6 +59,19 @@ enum Command {
         #[arg(long)]
         seed: u64,
     },
+    /// Puts bugs into the code on purpose, one after the other, and tells which seed finds each: a Markdown table.
+    #[cfg(feature = "mutations")]
+    Mutations {
+        /// Seeds that are tried for each.
+        #[arg(long, default_value_t = 200)]
+        seeds: u64,
+        /// Threads that simulate.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
+        jobs: u64,
+        /// Only the mutations whose names contain this.
+        #[arg(long, default_value = "")]
+        only: String,
+    },
     /// Makes the faults of a failing seed fewer and shorter while it goes on failing.
     Shrink {
         #[command(flatten)]
@@ -136,6 +149,8 @@ impl Arguments {
                 }
                 ExitCode::SUCCESS
             }
+            #[cfg(feature = "mutations")]
+            Command::Mutations { seeds, jobs, only } => mutations(seeds, jobs, &only),
             Command::Shrink { world, seed, runs, trace } => {
                 make_smaller(&world, seed, runs, trace.as_deref())
             }
@@ -309,6 +324,52 @@ fn make_smaller(world: &WorldArguments, seed: u64, runs: usize, trace: Option<&P
         println!("{fault}");
     }
     ExitCode::FAILURE
+}
+
+/// Every mutation against the checkers.
+#[cfg(feature = "mutations")]
+fn mutations(seeds: u64, jobs: u64, only: &str) -> ExitCode {
+    use check::mutations::{EXPERIMENTS, Found};
+
+    let name = |index: usize| format!("{:?}", EXPERIMENTS[index].mutation);
+    let wanted: Vec<usize> =
+        (0..EXPERIMENTS.len()).filter(|&index| name(index).contains(only)).collect();
+    let bar = ProgressBar::new(wanted.len() as u64);
+    let next = AtomicU64::new(0);
+    let results: Mutex<Vec<(usize, Option<Found>)>> = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                loop {
+                    let at = usize::try_from(next.fetch_add(1, Ordering::Relaxed));
+                    let Some(&index) = at.ok().and_then(|at| wanted.get(at)) else { return };
+                    let found = EXPERIMENTS[index].find(1..=seeds);
+                    if let Ok(mut results) = results.lock() {
+                        results.push((index, found));
+                    }
+                    bar.inc(1);
+                }
+            });
+        }
+    });
+    bar.finish_and_clear();
+    let mut results = results.into_inner().unwrap_or_default();
+    results.sort_by_key(|(index, _)| *index);
+    println!("| mutation | the bug | profile | first seed | found as |");
+    println!("|---|---|---|---|---|");
+    for (index, found) in &results {
+        let (experiment, name) = (&EXPERIMENTS[*index], name(*index));
+        let (seed, guarantee) = found.as_ref().map_or_else(
+            || (format!("none of {seeds}"), "not found".to_owned()),
+            |found| (found.seed.to_string(), format!("{}: {}", found.guarantee, found.what)),
+        );
+        println!(
+            "| `{name}` | {} | {} | {seed} | {guarantee} |",
+            experiment.bug, experiment.profile
+        );
+    }
+    let missed = results.iter().any(|(_, found)| found.is_none()) || results.is_empty();
+    if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people")]
