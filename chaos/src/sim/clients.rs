@@ -46,7 +46,7 @@ pub(super) struct Clients {
     random: ChaCha8Rng,
     pub(super) workload: Workload,
     keyspaces: Vec<String>,
-    clients: Vec<Client>,
+    sessions: Vec<Client>,
     /// Time between the operations of one client, in microseconds.
     interval_us: u64,
     next_id: u64,
@@ -82,7 +82,7 @@ impl Clients {
             workload,
             keyspaces,
             next_id: count as u64 + 1,
-            clients,
+            sessions: clients,
             interval_us,
             stopped: false,
         }
@@ -90,26 +90,26 @@ impl Clients {
 
     /// Nothing is in flight.
     pub(super) fn idle(&self) -> bool {
-        self.clients.iter().all(|client| client.current.is_none())
+        self.sessions.iter().all(|client| client.current.is_none())
     }
 }
 
 impl World {
     /// Lets clients begin, spread over one interval.
     pub(super) fn start_clients(&mut self) {
-        for client in 0..self.clients.clients.len() {
+        for client in 0..self.clients.sessions.len() {
             let after_us = self.clients.random.random_range(0..self.clients.interval_us);
             self.at(after_us, NOBODY, Event::ClientActs(client));
         }
     }
 
     pub(super) fn client_acts(&mut self, slot: usize) {
-        if self.clients.clients[slot].current.is_some() {
+        if self.clients.sessions[slot].current.is_some() {
             return;
         }
         let nodes = self.nodes.len();
         let clients = &mut self.clients;
-        let client = &mut clients.clients[slot];
+        let client = &mut clients.sessions[slot];
         if let Some(earlier) = client.again.take() {
             let earlier = &self.history.operations[earlier];
             let (request, attempt) = (earlier.request, earlier.attempt + 1);
@@ -143,7 +143,7 @@ impl World {
     ) -> usize {
         let operation = self.history.operations.len();
         let timeout_ms = self.clients.random.random_range(300..2_000);
-        let session = slot.map(|slot| &mut self.clients.clients[slot]);
+        let session = slot.map(|slot| &mut self.clients.sessions[slot]);
         let observed = session.as_ref().filter(|it| it.session).map_or(0, |it| it.seen);
         if let Some(client) = session {
             client.current = Some(operation);
@@ -185,7 +185,7 @@ impl World {
     }
 
     pub(super) fn client_gives_up(&mut self, slot: usize, operation: usize) {
-        let client = &mut self.clients.clients[slot];
+        let client = &mut self.clients.sessions[slot];
         if client.current == Some(operation) {
             client.current = None;
             self.client_goes_on(slot, operation, true);
@@ -197,7 +197,7 @@ impl World {
         let reply = reply_of(response);
         let seen = greatest(&reply);
         let is_unknown = matches!(reply, Reply::Error { kind: ErrorKind::Unknown, .. });
-        let slot = self.clients.clients.iter().position(|it| it.current == Some(operation));
+        let slot = self.clients.sessions.iter().position(|it| it.current == Some(operation));
         let record = &mut self.history.operations[operation];
         // The final reads have no client.
         if slot.is_some() || FINAL_CLIENT <= record.client {
@@ -205,7 +205,7 @@ impl World {
             record.reply = reply;
         }
         if let Some(slot) = slot {
-            let client = &mut self.clients.clients[slot];
+            let client = &mut self.clients.sessions[slot];
             client.current = None;
             client.seen = client.seen.max(seen);
             self.client_goes_on(slot, operation, is_unknown);
@@ -216,7 +216,7 @@ impl World {
         let record = &self.history.operations[operation];
         let is_write = matches!(record.ask, Ask::Write { .. });
         let clients = &mut self.clients;
-        let client = &mut clients.clients[slot];
+        let client = &mut clients.sessions[slot];
         let chance = clients.random.random_range(0..100);
         let mut after_us = client.due_us.saturating_sub(self.now_us);
         if is_unknown && is_write && record.attempt + 1 < ATTEMPTS_MAX && chance < 60 {

@@ -11,7 +11,7 @@ use starling_storage::{CrashMode, Disk, Fault};
 
 use super::node::BootError;
 use super::plan::{FaultKind, Shape};
-use super::world::{Event, NOBODY, World};
+use super::world::{BEGIN_US, Event, NOBODY, World};
 use crate::history::{Incident, IncidentKind};
 
 impl World {
@@ -27,7 +27,7 @@ impl World {
         let fault = self.plan.faults[index].clone();
         match fault.kind {
             FaultKind::Crash { node, calls, mode, recovery } => {
-                let to_us = self.begin_us() + fault.to_us;
+                let to_us = BEGIN_US + fault.to_us;
                 let node = self.index_of(node);
                 let target = &mut self.nodes[node];
                 if target.running.is_some() {
@@ -75,11 +75,6 @@ impl World {
         self.tell_clock(index);
     }
 
-    /// When the run began: faults' times count from here.
-    fn begin_us(&self) -> u64 {
-        1_000_000
-    }
-
     fn tell_clock(&mut self, index: usize) {
         if let FaultKind::Skew { node, .. } | FaultKind::Drift { node, .. } =
             self.plan.faults[index].kind
@@ -98,7 +93,7 @@ impl World {
             match fault.kind {
                 FaultKind::Skew { node, skew_ms } if node == id => skew_ms * 1000,
                 FaultKind::Drift { node, per_second_us } if node == id => {
-                    let from_us = self.begin_us() + fault.from_us;
+                    let from_us = BEGIN_US + fault.from_us;
                     let passed_ms = self.now_us.saturating_sub(from_us) / 1000;
                     per_second_us * i64::try_from(passed_ms).expect("runs are short") / 1000
                 }

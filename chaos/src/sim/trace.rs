@@ -19,7 +19,10 @@ pub(super) struct Trace {
 
 impl fmt::Debug for Trace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Trace").field("hash", &self.hash).field("events", &self.events).finish()
+        f.debug_struct("Trace")
+            .field("hash", &self.hash)
+            .field("events", &self.events)
+            .finish_non_exhaustive()
     }
 }
 

@@ -28,6 +28,8 @@ use crate::history::{History, IncidentKind, Sample, TailItem, Tailed};
 
 /// The wall clock when a world begins, in milliseconds since the Unix epoch.
 pub(super) const WALL_MS: u64 = 1_700_000_000_000;
+/// The true time when a world begins: faults' times count from here.
+pub(super) const BEGIN_US: u64 = 1_000_000;
 /// What costs what, in microseconds.
 const COMMIT_US: u64 = 30;
 const REQUEST_US: u64 = 3;
@@ -198,7 +200,7 @@ impl World {
         let node = |&id| Node::new(id, SimDisk::new(random.next_u64()));
         let nodes = history.nodes.iter().map(node).collect();
         Self {
-            now_us: 1_000_000,
+            now_us: BEGIN_US,
             random,
             settings,
             plan,
@@ -654,6 +656,7 @@ impl World {
         }
     }
 
+    #[expect(clippy::unused_self, reason = "nodes are this world's")]
     pub(super) fn index_of(&self, node: starling_clock::NodeId) -> usize {
         usize::try_from(node.0 - 1).expect("nodes are few")
     }
