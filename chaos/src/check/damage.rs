@@ -64,10 +64,14 @@ fn seen(facts: &Facts<'_>, violations: &mut Vec<Violation>) {
         match (&operation.ask, &operation.reply) {
             (Ask::Get { key, .. }, Reply::Value(Some(seen))) => one(key, seen),
             (Ask::Versions { key, .. }, Reply::Versions { versions, .. }) => {
-                versions.iter().for_each(|seen| one(key, seen));
+                for seen in versions {
+                    one(key, seen);
+                }
             }
             (Ask::Scan { .. }, Reply::Rows { rows, .. }) => {
-                rows.iter().for_each(|(key, seen)| one(key, seen));
+                for (key, seen) in rows {
+                    one(key, seen);
+                }
             }
             _ => {}
         }

@@ -25,6 +25,9 @@ pub(crate) const INTERVAL_US: u64 = 1_000_000;
 /// A key of a keyspace.
 pub(crate) type KeyOf<'a> = (&'a str, &'a Bytes);
 
+/// Who holds the events of a key, by stamp.
+pub(crate) type Holders<'a> = BTreeMap<Stamp, Vec<(NodeId, &'a Event)>>;
+
 /// All attempts of one request.
 #[derive(Debug)]
 pub(crate) struct Request<'a> {
@@ -132,7 +135,7 @@ pub struct Facts<'a> {
     pub(crate) requests: BTreeMap<RequestId, Request<'a>>,
     pub(crate) keys: BTreeMap<KeyOf<'a>, OfKey<'a>>,
     /// Who holds which event at the end: by keyspace and key, then by stamp.
-    pub(crate) held: BTreeMap<(KeyspaceId, &'a Bytes), BTreeMap<Stamp, Vec<(NodeId, &'a Event)>>>,
+    pub(crate) held: BTreeMap<(KeyspaceId, &'a Bytes), Holders<'a>>,
     names: BTreeMap<KeyspaceId, &'a str>,
 }
 
