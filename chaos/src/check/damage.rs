@@ -182,7 +182,8 @@ mod tests {
     #[test]
     fn what_was_written_is_read() {
         read(|_| ()).passes(check);
-        let lies: [(fn(&mut Seen), &str); 3] = [
+        type Lie = fn(&mut Seen);
+        let lies: [(Lie, &str); 3] = [
             (|seen| seen.payload = "other".into(), "something else was written"),
             (|seen| seen.request.sequence = 99, "nobody wrote it"),
             (|seen| seen.action = Action::Delete, "something else was written"),
