@@ -179,10 +179,11 @@ mod tests {
         builder
     }
 
+    type Lie = fn(&mut Seen);
+
     #[test]
     fn what_was_written_is_read() {
         read(|_| ()).passes(check);
-        type Lie = fn(&mut Seen);
         let lies: [(Lie, &str); 3] = [
             (|seen| seen.payload = "other".into(), "something else was written"),
             (|seen| seen.request.sequence = 99, "nobody wrote it"),
