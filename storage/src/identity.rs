@@ -29,13 +29,21 @@ fn decode(contents: &Bytes) -> Option<Identity> {
     Some(Identity { cluster, node })
 }
 
+/// Whose directory it is; `None` if it has no owner yet.
+///
+/// # Errors
+/// [`Error::NewerFormat`], [`Error::Corrupt`] or a failed read.
+pub(crate) fn read<D: Disk>(disk: &D) -> Result<Option<Identity>, Error> {
+    let Some(contents) = small_file::read(disk, PATH, MAGIC)? else { return Ok(None) };
+    decode(&contents).map(Some).ok_or_else(|| Error::corrupt(PATH, 0, "identity"))
+}
+
 /// Whether the directory has an owner; it has to be `expected`.
 ///
 /// # Errors
 /// [`Error::WrongNode`], [`Error::WrongCluster`], [`Error::NewerFormat`], [`Error::Corrupt`] or a failed read.
 pub(crate) fn check<D: Disk>(disk: &D, expected: &Identity) -> Result<bool, Error> {
-    let Some(contents) = small_file::read(disk, PATH, MAGIC)? else { return Ok(false) };
-    let found = decode(&contents).ok_or_else(|| Error::corrupt(PATH, 0, "identity"))?;
+    let Some(found) = read(disk)? else { return Ok(false) };
     if found.cluster != expected.cluster {
         let expected = expected.cluster.clone();
         return Err(Error::WrongCluster { found: found.cluster, expected });

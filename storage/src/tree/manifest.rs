@@ -185,15 +185,7 @@ impl<D: Disk> Manifest<D> {
     }
 
     fn recover(disk: &D, dir: &str, path: String) -> Result<Self, Error> {
-        let file = disk.open(&path).map_err(Error::io("open", &path))?;
-        let size = file.len().map_err(Error::io("measure", &path))?;
-        if FILE_SIZE_MAX < size {
-            return Err(Error::corrupt(&path, FILE_SIZE_MAX, "the manifest is too long"));
-        }
-        let mut bytes = vec![0; usize::try_from(size).expect("bounded by FILE_SIZE_MAX")];
-        let read = file.read_full_at(&mut bytes, 0).map_err(Error::io("read", &path))?;
-        bytes.truncate(read);
-        check_header(&bytes, &path)?;
+        let (file, bytes) = read_file(disk, &path)?;
         let (state, sequence, end) = replay(&bytes, &path)?;
         if end < bytes.len() {
             file.truncate(end as u64).map_err(Error::io("truncate", &path))?;
@@ -253,6 +245,39 @@ impl<D: Disk> Manifest<D> {
         let snapshot = HEADER_SIZE + RECORD_HEADER_SIZE + 24 + 24 * self.state.tables.len();
         REWRITE_SIZE.max(4 * snapshot as u64) < self.end
     }
+}
+
+/// Opens the file and reads all of it; its header is good.
+fn read_file<D: Disk>(disk: &D, path: &str) -> Result<(D::File, Vec<u8>), Error> {
+    let file = disk.open(path).map_err(Error::io("open", path))?;
+    let size = file.len().map_err(Error::io("measure", path))?;
+    if FILE_SIZE_MAX < size {
+        return Err(Error::corrupt(path, FILE_SIZE_MAX, "the manifest is too long"));
+    }
+    let mut bytes = vec![0; usize::try_from(size).expect("bounded by FILE_SIZE_MAX")];
+    let read = file.read_full_at(&mut bytes, 0).map_err(Error::io("read", path))?;
+    bytes.truncate(read);
+    check_header(&bytes, path)?;
+    Ok((file, bytes))
+}
+
+/// What the manifest says, with nothing changed; where its good part ends, and where the file does.
+///
+/// # Errors
+/// As [`Manifest::open`].
+pub(crate) fn inspect<D: Disk>(disk: &D, dir: &str) -> Result<(State, u64, u64), Error> {
+    let path = format!("{dir}/{NAME}");
+    let (_, bytes) = read_file(disk, &path)?;
+    let (state, _, end) = replay(&bytes, &path)?;
+    Ok((state, end as u64, bytes.len() as u64))
+}
+
+/// Makes a manifest that says `state` and nothing of what was, durably.
+///
+/// # Errors
+/// [`Error::Full`], [`Error::Io`]: it is as it was. [`Error::WriteFailed`]: it is either.
+pub(crate) fn replace<D: Disk>(disk: &D, dir: &str, state: &State) -> Result<(), Error> {
+    write_new(disk, dir, &format!("{dir}/{NAME}"), state).map(drop)
 }
 
 /// Whether a file of this name in the directory is what a rewrite left behind when it was cut short.
