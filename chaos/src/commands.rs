@@ -134,6 +134,15 @@ struct Verdict {
     operations: u64,
     acked: u64,
     simulated_us: u64,
+    /// What the simulation took, and what judging it took.
+    took: Took,
+}
+
+/// Processor time of this thread.
+#[derive(Clone, Copy, Default)]
+struct Took {
+    simulating: Duration,
+    judging: Duration,
 }
 
 impl Arguments {
@@ -180,6 +189,7 @@ fn open(path: &Path) -> Option<Box<dyn Write + Send>> {
 /// Simulates and judges.
 fn judge(settings: &Settings, trace: Option<Box<dyn Write + Send>>) -> Verdict {
     tripwire::take();
+    let started = thread_time();
     let ran = catch_unwind(AssertUnwindSafe(|| sim::run(settings, trace)));
     let mut verdict = Verdict {
         broken: Vec::new(),
@@ -188,7 +198,10 @@ fn judge(settings: &Settings, trace: Option<Box<dyn Write + Send>>) -> Verdict {
         operations: 0,
         acked: 0,
         simulated_us: 0,
+        took: Took::default(),
     };
+    let simulated = thread_time();
+    verdict.took.simulating = simulated.saturating_sub(started);
     let Ok(run) = ran else {
         verdict.broken.push("the simulator panicked: see above".to_owned());
         return verdict;
@@ -200,6 +213,7 @@ fn judge(settings: &Settings, trace: Option<Box<dyn Write + Send>>) -> Verdict {
         verdict.broken.push("the trace could not be written".to_owned());
     }
     verdict.broken.extend(check::check(&run.history).iter().map(ToString::to_string));
+    verdict.took.judging = thread_time().saturating_sub(simulated);
     let answered = run.history.operations.iter().filter(|it| {
         !matches!(
             it.reply,
@@ -221,20 +235,17 @@ fn one(world: &WorldArguments, seed: u64, trace: Option<&Path>) -> ExitCode {
             None => return ExitCode::from(2),
         },
     };
-    let started = now();
     let verdict = judge(&world.settings(seed), text);
-    let took = now().saturating_sub(started);
     for broken in &verdict.broken {
         println!("{broken}\n");
     }
     println!(
-        "seed {seed}: {} operations, {} of them done, {} events, trace {:016x}, {:.1} simulated seconds, {:.0} a real second",
+        "seed {seed}: {} operations, {} of them done, {} events, trace {:016x}, {}",
         verdict.operations,
         verdict.acked,
         verdict.events,
         verdict.trace_hash,
-        seconds(verdict.simulated_us),
-        seconds(verdict.simulated_us) / took.as_secs_f64()
+        speed(verdict.simulated_us, verdict.took)
     );
     if verdict.broken.is_empty() {
         println!("every guarantee was kept");
@@ -252,10 +263,9 @@ fn many(world: &WorldArguments, seeds: Range<u64>, jobs: u64) -> ExitCode {
     );
     bar.set_message("0 failed");
     let next = AtomicU64::new(seeds.start);
-    let simulated_us = AtomicU64::new(0);
     let operations = AtomicU64::new(0);
+    let sum: Mutex<(u64, Took)> = Mutex::default();
     let failures: Mutex<Vec<(u64, Vec<String>)>> = Mutex::new(Vec::new());
-    let started = now();
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
@@ -265,7 +275,11 @@ fn many(world: &WorldArguments, seeds: Range<u64>, jobs: u64) -> ExitCode {
                         return;
                     }
                     let verdict = judge(&world.settings(seed), None);
-                    simulated_us.fetch_add(verdict.simulated_us, Ordering::Relaxed);
+                    if let Ok(mut sum) = sum.lock() {
+                        sum.0 += verdict.simulated_us;
+                        sum.1.simulating += verdict.took.simulating;
+                        sum.1.judging += verdict.took.judging;
+                    }
                     operations.fetch_add(verdict.operations, Ordering::Relaxed);
                     if !verdict.broken.is_empty()
                         && let Ok(mut failures) = failures.lock()
@@ -279,20 +293,19 @@ fn many(world: &WorldArguments, seeds: Range<u64>, jobs: u64) -> ExitCode {
         }
     });
     bar.finish_and_clear();
-    let took = now().saturating_sub(started);
     let mut failures = failures.into_inner().unwrap_or_default();
     failures.sort();
     for (seed, broken) in failures.iter().take(FAILURES_SHOWN_MAX) {
         println!("seed {seed}: {}", broken.first().map_or("", String::as_str));
         println!("replay: {}\n", world.replay(*seed));
     }
-    let simulated = seconds(simulated_us.into_inner());
+    let (simulated_us, took) = sum.into_inner().unwrap_or_default();
     println!(
-        "{} seeds, {} failed; {} operations in {simulated:.0} simulated seconds, {:.0} a real second and thread",
+        "{} seeds, {} failed; {} operations in {}",
         seeds.end - seeds.start,
         failures.len(),
         operations.into_inner(),
-        simulated / took.as_secs_f64() / count(jobs)
+        speed(simulated_us, took)
     );
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -377,13 +390,20 @@ fn seconds(us: u64) -> f64 {
     us as f64 / 1e6
 }
 
-#[expect(clippy::cast_precision_loss, reason = "for people")]
-fn count(number: u64) -> f64 {
-    number as f64
+/// How fast it went: the simulation by itself, then what its judging took.
+fn speed(simulated_us: u64, took: Took) -> String {
+    let simulated = seconds(simulated_us);
+    let Took { simulating, judging } = took;
+    let rate = simulated / simulating.as_secs_f64();
+    format!(
+        "{simulated:.1} simulated seconds, {rate:.0} in a second of processor time ({:.1} s; judging took {:.1} s)",
+        simulating.as_secs_f64(),
+        judging.as_secs_f64()
+    )
 }
 
-/// Monotonic time, for the speed in the summary.
-fn now() -> Duration {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+/// Processor time of this thread, for the speed in the summary.
+fn thread_time() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
