@@ -128,6 +128,11 @@ impl Retentions {
         self.tombstone_floors.get(&partition).copied().unwrap_or(Stamp::ZERO)
     }
 
+    /// Whether tombstones of any partition may be dropped.
+    pub(crate) fn has_tombstone_floors(&self) -> bool {
+        !self.tombstone_floors.is_empty()
+    }
+
     /// Sets what `keyspace` keeps.
     pub fn set_history(&mut self, keyspace: KeyspaceId, retention: HistoryRetention) {
         self.keyspaces.insert(keyspace, retention);

@@ -29,6 +29,12 @@ pub enum Error {
         /// File name, relative to the data directory.
         file: String,
     },
+    /// Flushes are so far behind that there is no place for the commit. Nothing was written; try again once a job ended.
+    #[error("{waiting} memtables wait for their flush: write slower")]
+    Busy {
+        /// Memtables that wait.
+        waiting: usize,
+    },
     /// The hints held for a node reached their bound. Nothing was written, not even the rest of the commit.
     #[error("hints for node {target} hold {bytes} bytes, the limit is {limit}")]
     HintsFull {
@@ -144,9 +150,11 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::TooLarge { .. } | Self::KeyEmpty | Self::Gap { .. } => ErrorKind::Invalid,
-            Self::Full { .. } | Self::HintsFull { .. } | Self::Io { .. } | Self::Poisoned => {
-                ErrorKind::Unavailable
-            }
+            Self::Full { .. }
+            | Self::Busy { .. }
+            | Self::HintsFull { .. }
+            | Self::Io { .. }
+            | Self::Poisoned => ErrorKind::Unavailable,
             Self::WriteFailed { .. } => ErrorKind::Indeterminate,
             Self::Corrupt { .. } | Self::Missing { .. } => ErrorKind::Damaged,
             Self::NewerFormat { .. }

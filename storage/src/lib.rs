@@ -37,6 +37,7 @@ pub use event::{
     KEY_SIZE_MAX, KeyspaceId, PAYLOAD_SIZE_LIMIT, Provenance, RequestId,
 };
 pub use lsn::Lsn;
+pub use tree::Job;
 pub use types::{
     CLUSTER_NAME_SIZE_MAX, Change, Digest, Identity, META_COUNT_MAX, META_NAME_SIZE_MAX,
     META_VALUE_SIZE_MAX, Mode, Order, Outcome, PartitionCursor, Progress, Status, Sync, Write,

@@ -143,6 +143,12 @@ impl Digest {
         self.events += 1;
         self.hash ^= hash;
     }
+
+    /// Takes in a set of other events.
+    pub fn combine(&mut self, other: Self) {
+        self.events += other.events;
+        self.hash ^= other.hash;
+    }
 }
 
 /// In which order versions are read.
@@ -192,6 +198,8 @@ pub struct Status {
     pub hint_bytes: u64,
     /// Records of the write-ahead log that are not yet synced.
     pub unsynced_records: u64,
+    /// How far background work is behind: 0 not at all, 100 no commit is taken.
+    pub pressure: u8,
     /// No write is taken until storage is opened again.
     pub poisoned: bool,
 }

@@ -2,37 +2,42 @@
 //!
 //! Invariants:
 //!
-//! - Every event of the memtable is written, old versions and tombstones too: only merges drop anything.
+//! - Of the memtable's events those are left out that the history retention lets go; the newest of each key is
+//!   written, and so is every tombstone that it keeps: only merges drop those.
 //! - The memtable stays readable until its tables are in the manifest.
 
 use std::sync::Arc;
 
 use super::memtable::Memtable;
-use super::run_writer::{RunWriter, TableNumbers, Written};
-use super::table::BlockCache;
+use super::run_writer::{RunWriter, Written};
+use super::sieve::{Sieve, Terms};
 use crate::disk::Disk;
 use crate::error::Error;
+use crate::lsn::Lsn;
 
 /// A flush under way.
 pub(crate) struct Flush<D: Disk> {
     memtable: Arc<Memtable>,
-    /// The event written last.
+    /// What the tree has reached with it.
+    pub(crate) up_to: Lsn,
+    /// The event looked at last.
     after: Option<Vec<u8>>,
-    pub(crate) writer: RunWriter<D>,
+    sieve: Sieve,
+    writer: RunWriter<D>,
 }
 
 impl<D: Disk> Flush<D> {
-    pub(crate) fn new(memtable: Arc<Memtable>, writer: RunWriter<D>) -> Self {
-        Self { memtable, after: None, writer }
+    pub(crate) fn new(
+        memtable: Arc<Memtable>,
+        up_to: Lsn,
+        terms: Terms,
+        writer: RunWriter<D>,
+    ) -> Self {
+        Self { memtable, up_to, after: None, sieve: Sieve::new(terms), writer }
     }
 
-    /// Writes about `bytes` more; the tables, once all is written.
-    pub(crate) fn step(
-        &mut self,
-        bytes: usize,
-        numbers: &mut TableNumbers,
-        cache: &Arc<BlockCache>,
-    ) -> Result<Option<Written<D>>, Error> {
+    /// Reads about `bytes` more; the tables, once all is written.
+    pub(crate) fn step(&mut self, bytes: usize) -> Result<Option<Written<D>>, Error> {
         let mut cursor = match &self.after {
             Some(after) => self.memtable.seek_past(after),
             None => self.memtable.seek(&[]),
@@ -40,14 +45,20 @@ impl<D: Disk> Flush<D> {
         let mut done = 0;
         while let Some(internal) = cursor.key() {
             let stored = cursor.stored();
-            self.writer.add(numbers, internal, stored)?;
             done += internal.len() + stored.payload.len();
+            // A memtable sees too little to let a tombstone go: as if something older were elsewhere.
+            self.sieve.pass(internal, stored, &mut self.writer, |_| true)?;
             if bytes <= done {
                 self.after = Some(internal.to_vec());
                 return Ok(None);
             }
             cursor.advance();
         }
-        self.writer.finish(cache).map(Some)
+        self.writer.finish().map(Some)
+    }
+
+    /// Removes what was written.
+    pub(crate) fn abandon(self) {
+        self.writer.abandon();
     }
 }

@@ -12,16 +12,20 @@
 //! Architecture invariant: the tree does not know the write-ahead log. It is told positions in it ([`Lsn`]) and
 //! hands back how far it got; that the log begins no later than there is checked by the log's owner.
 //!
-//! [`Tree::work`] does one bounded step: part of a flush, part of a merge, or the removal of one file.
+//! Flushes, merges and the removal of files are jobs: `background.rs` says which is next, `job.rs` what one is.
 
+mod background;
 mod cursor;
 mod flush;
 mod history;
 mod internal_key;
+mod job;
 mod manifest;
 mod memtable;
 mod merge;
+mod pick;
 mod run_writer;
+mod sieve;
 mod stored;
 mod table;
 #[cfg(test)]
@@ -34,20 +38,19 @@ use std::sync::Arc;
 
 use starling_clock::Stamp;
 
+use crate::TreeConfig;
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::event::Event;
 use crate::lsn::Lsn;
-use crate::types::Progress;
-use crate::{Retentions, TreeConfig};
-use flush::Flush;
-use manifest::{Edit, Manifest};
+use background::Install;
+use manifest::Manifest;
 use memtable::Memtable;
-use merge::{Merge, MergeStep};
-use run_writer::{RunWriter, TableNumbers, Written};
+use run_writer::{TableNumbers, TableSpace};
 use table::{BlockCache, Table};
 use version::Version;
 
+pub use job::Job;
 pub use view::Page;
 pub(crate) use view::{Limits, TreeView};
 
@@ -86,34 +89,28 @@ pub(crate) struct TreeStatus {
     pub(crate) cached_bytes: u64,
 }
 
-/// A flush or merge that is written and waits for its edit to be durable.
-struct Install<D: Disk> {
-    removed: Vec<u64>,
-    written: Written<D>,
-    /// Set by a flush: the memtable goes.
-    flushed: Option<Lsn>,
-}
-
 /// The tree of one node.
 pub(crate) struct Tree<D: Disk> {
-    disk: Arc<D>,
-    dir: String,
-    config: TreeConfig,
-    cache: Arc<BlockCache>,
+    space: Arc<TableSpace<D>>,
     manifest: Manifest<D>,
-    numbers: TableNumbers,
     snapshot: Arc<Snapshot<D::File>>,
     /// Oldest first, with the position that the tree has reached once it is flushed.
     frozen: VecDeque<(Arc<Memtable>, Lsn)>,
-    flush: Option<Flush<D>>,
-    merge: Option<Merge<D>>,
-    install: Option<Install<D>>,
+    /// The oldest of those is with a job, or waits to be installed.
+    flushing: bool,
+    /// Merges that are with a job or wait to be installed, and the runs that they take.
+    merges: usize,
+    merging: BTreeSet<u64>,
+    /// Jobs of [`Tree::work`].
+    own_flush: Option<Job<D>>,
+    own_merge: Option<Job<D>>,
+    merge_turn: bool,
+    installs: VecDeque<Install<D>>,
     /// Tables that no version has any more, to be removed.
     obsolete: VecDeque<u64>,
     /// Runs with a table that could not be read: left alone until they are repaired.
     unmergeable: BTreeSet<u64>,
     merge_all: bool,
-    merge_turn: bool,
     poisoned: bool,
 }
 
@@ -151,22 +148,23 @@ impl<D: Disk> Tree<D> {
             frozen: Vec::new(),
             version: Arc::new(Version::new(tables)),
         };
+        let numbers = TableNumbers::new(state.next_table);
+        let space = TableSpace { disk, dir: dir.to_owned(), config, cache, numbers };
         Ok(Self {
-            numbers: TableNumbers(state.next_table),
-            dir: dir.to_owned(),
-            disk,
-            config,
-            cache,
+            space: Arc::new(space),
             manifest,
             snapshot: Arc::new(snapshot),
             frozen: VecDeque::new(),
-            flush: None,
-            merge: None,
-            install: None,
+            flushing: false,
+            merges: 0,
+            merging: BTreeSet::new(),
+            own_flush: None,
+            own_merge: None,
+            merge_turn: false,
+            installs: VecDeque::new(),
             obsolete: VecDeque::new(),
             unmergeable: BTreeSet::new(),
             merge_all: false,
-            merge_turn: false,
             poisoned: false,
         })
     }
@@ -204,6 +202,16 @@ impl<D: Disk> Tree<D> {
         TreeView::new(Arc::clone(&self.snapshot))
     }
 
+    /// Memtables that wait for their flush.
+    pub(crate) fn frozen(&self) -> usize {
+        self.frozen.len()
+    }
+
+    /// Sorted runs of tables.
+    pub(crate) fn runs(&self) -> usize {
+        self.snapshot.version.runs_len()
+    }
+
     /// The greatest stamp of an event in tables.
     pub(crate) fn tables_greatest(&self) -> Stamp {
         let first = self.snapshot.version.tables().first();
@@ -221,7 +229,7 @@ impl<D: Disk> Tree<D> {
         let mut status = TreeStatus {
             memtable_bytes: memtables.map(|memtable| memtable.bytes() as u64).sum(),
             frozen: self.frozen.len() as u64,
-            cached_bytes: self.cache.bytes(),
+            cached_bytes: self.space.cache.bytes(),
             ..TreeStatus::default()
         };
         for table in self.snapshot.version.tables() {
@@ -234,148 +242,9 @@ impl<D: Disk> Tree<D> {
         status
     }
 
-    /// Does one step of what there is to do; `now_ms` is milliseconds since the Unix epoch.
-    ///
-    /// # Errors
-    /// [`Error::Full`], [`Error::Io`]: the step is done anew the next time. [`Error::Corrupt`], [`Error::Missing`]: a
-    /// merge met a damaged table, and leaves its inputs alone from now on. [`Error::WriteFailed`],
-    /// [`Error::Poisoned`]: nothing more is made durable until the tree is opened again. Reads go on in all cases.
-    pub(crate) fn work(&mut self, now_ms: u64, retentions: &Retentions) -> Result<Progress, Error> {
-        if self.poisoned {
-            return Err(Error::Poisoned);
-        }
-        let result = self.step(now_ms, retentions);
-        self.poisoned = matches!(result, Err(Error::WriteFailed { .. }));
-        self.invariants();
-        result
-    }
-
-    fn step(&mut self, now_ms: u64, retentions: &Retentions) -> Result<Progress, Error> {
-        if self.install.is_some() {
-            self.install()?;
-            return Ok(Progress::Did);
-        }
-        if let Some(number) = self.obsolete.pop_front() {
-            let path = table::path(&self.dir, number);
-            self.disk.remove(&path).map_err(Error::io("remove", &path))?;
-            return Ok(Progress::Did);
-        }
-        if self.merge.is_none() {
-            self.begin_merge()?;
-        }
-        // Turn by turn, so that neither memtables nor tables pile up while the other is served.
-        self.merge_turn = !self.merge_turn;
-        if self.merge.is_some() && (self.merge_turn || self.frozen.is_empty()) {
-            self.merge_step(now_ms, retentions)?;
-            return Ok(Progress::Did);
-        }
-        if !self.frozen.is_empty() {
-            self.flush_step()?;
-            return Ok(Progress::Did);
-        }
-        Ok(Progress::Idle)
-    }
-
-    fn flush_step(&mut self) -> Result<(), Error> {
-        let (memtable, up_to) = self.frozen.front().expect("there is one to flush");
-        let up_to = *up_to;
-        let mut flush = match self.flush.take() {
-            Some(flush) => flush,
-            None => Flush::new(Arc::clone(memtable), self.run_writer()),
-        };
-        match flush.step(self.config.work_bytes, &mut self.numbers, &self.cache) {
-            Ok(None) => self.flush = Some(flush),
-            Ok(Some(written)) => {
-                let flushed = Some(up_to);
-                self.install = Some(Install { removed: Vec::new(), written, flushed });
-            }
-            Err(error) => {
-                flush.writer.abandon();
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    fn begin_merge(&mut self) -> Result<(), Error> {
-        let mut runs = self.snapshot.version.runs();
-        runs.retain(|run, _| !self.unmergeable.contains(run));
-        let picked = if std::mem::take(&mut self.merge_all) {
-            runs.into_keys().collect()
-        } else {
-            merge::pick(runs.into_iter(), &self.config)
-        };
-        if picked.is_empty() {
-            return Ok(());
-        }
-        let merge = Merge::new(&self.snapshot.version, picked.clone(), self.run_writer());
-        self.merge = Some(merge.inspect_err(|error| self.leave_alone(error, &picked))?);
-        Ok(())
-    }
-
-    fn merge_step(&mut self, now_ms: u64, retentions: &Retentions) -> Result<(), Error> {
-        let mut merge = self.merge.take().expect("there is a merge");
-        let step = MergeStep {
-            bytes: self.config.work_bytes,
-            now_ms,
-            retentions,
-            snapshot: &self.snapshot,
-            cache: &self.cache,
-        };
-        match merge.step(&step, &mut self.numbers) {
-            Ok(None) => self.merge = Some(merge),
-            Ok(Some(written)) => {
-                self.install = Some(Install { removed: merge.inputs, written, flushed: None });
-            }
-            Err(error) => {
-                self.leave_alone(&error, &merge.runs);
-                merge.writer.abandon();
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    /// Keeps runs that can't be read out of later merges.
-    fn leave_alone(&mut self, error: &Error, runs: &[u64]) {
-        if matches!(error, Error::Corrupt { .. } | Error::Missing { .. }) {
-            self.unmergeable.extend(runs);
-        }
-    }
-
-    /// Makes a finished flush or merge durable, then visible.
-    fn install(&mut self) -> Result<(), Error> {
-        let install = self.install.as_ref().expect("there is something to install");
-        let edit = Edit {
-            flushed: install.flushed.unwrap_or(self.manifest.state().flushed),
-            next_table: self.numbers.0,
-            removed: install.removed.clone(),
-            added: install.written.entries.clone(),
-        };
-        self.manifest.append(&*self.disk, &edit)?;
-        let install = self.install.take().expect("just seen");
-        if install.flushed.is_some() {
-            self.frozen.pop_front();
-        }
-        let version = self.snapshot.version.edited(&install.removed, install.written.tables);
-        self.obsolete.extend(install.removed);
-        self.publish(Arc::clone(&self.snapshot.active), Arc::new(version));
-        Ok(())
-    }
-
     fn publish(&mut self, active: Arc<Memtable>, version: Arc<Version<D::File>>) {
         let frozen = self.frozen.iter().rev().map(|(memtable, _)| Arc::clone(memtable)).collect();
         self.snapshot = Arc::new(Snapshot { active, frozen, version });
-    }
-
-    fn run_writer(&self) -> RunWriter<D> {
-        RunWriter::new(Arc::clone(&self.disk), &self.dir, &self.config)
-    }
-
-    fn invariants(&self) {
-        assert_eq!(self.snapshot.frozen.len(), self.frozen.len());
-        assert_eq!(self.snapshot.version.tables().len(), self.manifest.state().tables.len());
-        assert!(self.flush.is_none() || !self.frozen.is_empty());
     }
 }
 

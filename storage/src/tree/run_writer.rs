@@ -4,8 +4,13 @@
 //!
 //! - What [`RunWriter::finish`] names is durable: files, their contents and their directory entries.
 //! - What was begun and is not wanted is removed by [`RunWriter::abandon`], or at the next open.
+//! - Several writers may work at once: table numbers are given out each once, and files are apart.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use starling_clock::Stamp;
 
 use super::manifest::TableEntry;
 use super::stored::Stored;
@@ -19,26 +24,49 @@ use crate::error::Error;
 const SYNC_SIZE: usize = 4 << 20;
 
 /// Gives out table numbers, each once.
-pub(crate) struct TableNumbers(pub(crate) u64);
+pub(crate) struct TableNumbers(AtomicU64);
 
 impl TableNumbers {
-    fn take(&mut self) -> u64 {
-        self.0 += 1;
-        self.0 - 1
+    pub(crate) fn new(next: u64) -> Self {
+        Self(AtomicU64::new(next))
     }
+
+    fn take(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Numbers from this on were never given out.
+    pub(crate) fn next(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Where tables are made: what all those who write them share.
+pub(crate) struct TableSpace<D> {
+    pub(crate) disk: Arc<D>,
+    pub(crate) dir: String,
+    pub(crate) config: TreeConfig,
+    pub(crate) cache: Arc<BlockCache>,
+    pub(crate) numbers: TableNumbers,
 }
 
 /// Tables that are durable and not yet in the manifest.
 pub(crate) struct Written<D: Disk> {
     pub(crate) entries: Vec<TableEntry>,
     pub(crate) tables: Vec<Arc<Table<D::File>>>,
+    /// Tombstones below these went, by partition: nothing at or below may come in again.
+    pub(crate) floors: BTreeMap<u32, Stamp>,
+}
+
+impl<D: Disk> Default for Written<D> {
+    fn default() -> Self {
+        Self { entries: Vec::new(), tables: Vec::new(), floors: BTreeMap::new() }
+    }
 }
 
 /// A run in the making.
 pub(crate) struct RunWriter<D: Disk> {
-    disk: Arc<D>,
-    dir: String,
-    config: TreeConfig,
+    space: Arc<TableSpace<D>>,
     builder: Option<TableBuilder<D>>,
     finished: Vec<TableEntry>,
     run: Option<u64>,
@@ -46,32 +74,20 @@ pub(crate) struct RunWriter<D: Disk> {
 }
 
 impl<D: Disk> RunWriter<D> {
-    pub(crate) fn new(disk: Arc<D>, dir: &str, config: &TreeConfig) -> Self {
-        Self {
-            disk,
-            dir: dir.to_owned(),
-            config: config.clone(),
-            builder: None,
-            finished: Vec::new(),
-            run: None,
-            unsynced: 0,
-        }
+    pub(crate) fn new(space: Arc<TableSpace<D>>) -> Self {
+        Self { space, builder: None, finished: Vec::new(), run: None, unsynced: 0 }
     }
 
     /// Appends an event. Internal keys rise.
-    pub(crate) fn add(
-        &mut self,
-        numbers: &mut TableNumbers,
-        internal: &[u8],
-        stored: &Stored,
-    ) -> Result<(), Error> {
+    pub(crate) fn add(&mut self, internal: &[u8], stored: &Stored) -> Result<(), Error> {
         if self.builder.as_ref().is_some_and(TableBuilder::is_full) {
             self.end_table()?;
         }
         if self.builder.is_none() {
-            let number = numbers.take();
+            let space = &self.space;
+            let number = space.numbers.take();
             self.run.get_or_insert(number);
-            let builder = TableBuilder::create(&*self.disk, &self.dir, number, &self.config)?;
+            let builder = TableBuilder::create(&*space.disk, &space.dir, number, &space.config)?;
             self.builder = Some(builder);
         }
         let builder = self.builder.as_mut().expect("just made");
@@ -85,17 +101,18 @@ impl<D: Disk> RunWriter<D> {
     }
 
     /// Ends the last table and makes all durable. Without any event there are no tables.
-    pub(crate) fn finish(&mut self, cache: &Arc<BlockCache>) -> Result<Written<D>, Error> {
+    pub(crate) fn finish(&mut self) -> Result<Written<D>, Error> {
         self.end_table()?;
+        let TableSpace { disk, dir, cache, .. } = &*self.space;
         if !self.finished.is_empty() {
-            self.disk.sync_dir(&self.dir).map_err(sync_failed(&self.dir))?;
+            disk.sync_dir(dir).map_err(sync_failed(dir))?;
         }
         let open = |entry: &TableEntry| {
             let place = (entry.number, entry.run, entry.size);
-            Table::open(&*self.disk, &self.dir, place, Arc::clone(cache)).map(Arc::new)
+            Table::open(&**disk, dir, place, Arc::clone(cache)).map(Arc::new)
         };
         let tables = self.finished.iter().map(open).collect::<Result<_, _>>()?;
-        Ok(Written { entries: self.finished.clone(), tables })
+        Ok(Written { entries: self.finished.clone(), tables, ..Written::default() })
     }
 
     /// Removes what was written, as far as the disk lets it.
@@ -103,7 +120,7 @@ impl<D: Disk> RunWriter<D> {
         let finished = self.finished.iter().map(|entry| entry.number);
         for number in finished.chain(self.builder.as_ref().map(TableBuilder::number)) {
             // What stays is an orphan: the next open removes it.
-            let _ = self.disk.remove(&table::path(&self.dir, number));
+            let _ = self.space.disk.remove(&table::path(&self.space.dir, number));
         }
     }
 

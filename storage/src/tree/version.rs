@@ -7,7 +7,7 @@
 //! - A table's file lives as long as a version that has it: readers of an old version are never disturbed.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::table::Table;
@@ -16,17 +16,24 @@ use crate::disk::DiskFile;
 /// A list of open tables.
 pub(crate) struct Version<F> {
     tables: Vec<Arc<Table<F>>>,
+    runs_len: usize,
 }
 
 impl<F: DiskFile> Version<F> {
     pub(crate) fn new(mut tables: Vec<Arc<Table<F>>>) -> Self {
         tables.sort_by_key(|table| (Reverse(table.bounds().stamp_greatest), table.number()));
-        Self { tables }
+        let runs: BTreeSet<u64> = tables.iter().map(|table| table.run()).collect();
+        Self { runs_len: runs.len(), tables }
     }
 
     /// Greatest stamp first.
     pub(crate) fn tables(&self) -> &[Arc<Table<F>>] {
         &self.tables
+    }
+
+    /// How many runs the tables make up.
+    pub(crate) fn runs_len(&self) -> usize {
+        self.runs_len
     }
 
     /// This version less the tables of these numbers, with some more.

@@ -60,7 +60,7 @@ fn calls_of_a_run(retentions: &Retentions) -> u64 {
     run(&mut tree, retentions).expect("the disk is fine");
     let calls = disk.calls();
     check_files(&disk, &tree);
-    assert!(1 < tree.numbers.0 - tree.status().tables, "there were merges");
+    assert!(1 < tree.space.numbers.next() - tree.status().tables, "there were merges");
     calls
 }
 

@@ -12,9 +12,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use starling_clock::{HybridTime, NodeId, Stamp};
 
+use super::manifest::Edit;
 use super::*;
+use crate::Retentions;
 use crate::disk::SimDisk;
 use crate::event::{Action, KeyspaceId, RequestId};
+use crate::types::Progress;
 
 /// Everything small, so that a few events make several blocks, tables and merges.
 pub(super) fn small() -> TreeConfig {

@@ -1,0 +1,234 @@
+//! What a commit does: checks, decides each write's outcome, makes room, and makes readable what was logged.
+//!
+//! Invariants:
+//!
+//! - Nothing is written before every write of the commit was checked and judged.
+//! - A later write of a commit is judged as if the earlier ones were applied.
+//! - A commit never waits for a flush that another thread does: it is refused instead, as a whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use starling_clock::mutation::{self, Mutation};
+use starling_clock::{NodeId, Stamp};
+
+use super::{Logged, Storage};
+use crate::tree::TreeView;
+use crate::types::{META_COUNT_MAX, META_NAME_SIZE_MAX, META_VALUE_SIZE_MAX};
+use crate::wal::{CHANGE_PART, WAL_HINT_HEADER_SIZE, encode_event_header};
+use crate::{Disk, Error, Event, EventId, KEY_SIZE_MAX, Mode, Outcome, Provenance, Write};
+
+/// Memtables that may wait for their flush.
+pub(super) const FROZEN_MAX: usize = 3;
+/// Changes and hints may wait in memory for so many times `log_buffer_bytes_max` when they cannot be written.
+const BACKLOG_FACTOR: usize = 16;
+/// All named values together, names counted, in bytes: the state file is written as a whole.
+const META_BYTES_MAX: usize = 64 << 20;
+
+impl<D: Disk> Storage<D> {
+    /// Refuses what is over a limit, before anything is written.
+    pub(super) fn validate(&self, writes: &[Write]) -> Result<(), Error> {
+        let mut hints: BTreeMap<NodeId, (u64, u64)> = BTreeMap::new();
+        for write in writes {
+            match write {
+                Write::Apply { event, .. } => self.validate_event(event)?,
+                Write::Hint { target, event } => {
+                    self.validate_event(event)?;
+                    let (count, bytes) = hints.entry(*target).or_default();
+                    *count += 1;
+                    *bytes += event.encoded_len() as u64;
+                }
+                Write::HintsDone { .. } => {}
+                Write::Meta { name, value } => {
+                    check_size("name of a value", name.len(), META_NAME_SIZE_MAX)?;
+                    check_size("named value", value.len(), META_VALUE_SIZE_MAX)?;
+                }
+            }
+        }
+        for (target, (count, bytes)) in hints {
+            self.hints.check_room(target, count, bytes)?;
+        }
+        self.validate_metas(writes)
+    }
+
+    fn validate_event(&self, event: &Event) -> Result<(), Error> {
+        if event.key.is_empty() {
+            return Err(Error::KeyEmpty);
+        }
+        check_size("key", event.key.len(), KEY_SIZE_MAX)?;
+        check_size("payload", event.payload.len(), self.config.payload_size_max)
+    }
+
+    fn validate_metas(&self, writes: &[Write]) -> Result<(), Error> {
+        let mut new = BTreeMap::new();
+        for write in writes {
+            if let Write::Meta { name, value } = write {
+                new.insert(name, value.len());
+            }
+        }
+        if new.is_empty() {
+            return Ok(());
+        }
+        let kept = self.metas.iter().filter(|(name, _)| !new.contains_key(*name));
+        let kept: Vec<usize> = kept.map(|(name, value)| name.len() + value.len()).collect();
+        check_size("count of named values", kept.len() + new.len(), META_COUNT_MAX)?;
+        let new: usize = new.iter().map(|(name, size)| name.len() + size).sum();
+        check_size("total of named values", new + kept.iter().sum::<usize>(), META_BYTES_MAX)
+    }
+
+    /// Ends the memtable and the segment of the log if either is as large as it may be. While too much waits to be
+    /// written elsewhere it is done here, or the caller is sent away if somebody else has it in hand.
+    pub(super) fn make_room(&mut self, now_ms: u64) -> Result<(), Error> {
+        let waiting = self.changes.pending_bytes() + self.hints.pending_bytes();
+        if waiting > self.config.log_buffer_bytes_max {
+            let result = self.write_logs();
+            match self.poison_on(result) {
+                Err(error) if waiting > BACKLOG_FACTOR * self.config.log_buffer_bytes_max => {
+                    return Err(error);
+                }
+                Err(error @ Error::WriteFailed { .. }) => return Err(error),
+                _ => {}
+            }
+        }
+        if self.tree.memtable_bytes() < self.config.memtable_bytes_max
+            && self.wal.active_bytes() < self.config.wal_segment_bytes_max
+        {
+            return Ok(());
+        }
+        while self.tree.frozen() >= FROZEN_MAX {
+            if self.helped {
+                return Err(Error::Busy { waiting: self.tree.frozen() });
+            }
+            match self.work_tree(now_ms) {
+                // The tree leaves alone what it could not read, and goes on with the rest.
+                Ok(_) | Err(Error::Corrupt { .. } | Error::Missing { .. }) => {}
+                result => {
+                    self.poison_on(result)?;
+                }
+            }
+        }
+        self.roll()
+    }
+
+    fn roll(&mut self) -> Result<(), Error> {
+        if !self.wal.active_has_records() {
+            return Ok(());
+        }
+        self.sync()?;
+        self.wal.roll()?;
+        self.tree.rotate(self.wal.last());
+        Ok(())
+    }
+
+    /// Decides the outcome of each write and puts what there is to log into the log's buffer.
+    pub(super) fn plan(&mut self, writes: &[Write]) -> Result<Vec<Outcome>, Error> {
+        let view = self.tree.view();
+        let mut batch = BTreeSet::new();
+        let mut sequence = self.changes.next();
+        let mut hints: BTreeMap<NodeId, u64> = BTreeMap::new();
+        let mut outcomes = Vec::with_capacity(writes.len());
+        for (index, write) in writes.iter().enumerate() {
+            outcomes.push(match write {
+                Write::Apply { event, provenance, mode } => {
+                    let outcome =
+                        self.judge(&view, &batch, event, (*mode, *provenance), sequence)?;
+                    if let Outcome::Applied { previous, .. } = outcome {
+                        let header = encode_event_header(sequence, *provenance, previous);
+                        let payload = self.wal.push_event(header, event);
+                        self.logged.push(Logged::Event { index, payload });
+                        sequence += 1;
+                        batch.insert(event.id());
+                    }
+                    outcome
+                }
+                Write::Hint { target, event } => {
+                    let next = hints.entry(*target).or_insert_with(|| self.hints.next(*target));
+                    let payload = self.wal.push_hint(*target, *next, event);
+                    self.logged.push(Logged::Hint { index, payload });
+                    *next += 1;
+                    Outcome::Hinted { sequence: *next - 1 }
+                }
+                Write::HintsDone { target, up_to } => {
+                    self.wal.push_hints_done(*target, *up_to);
+                    Outcome::Done
+                }
+                Write::Meta { name, value } => {
+                    self.wal.push_meta(name, value);
+                    Outcome::Done
+                }
+            });
+        }
+        Ok(outcomes)
+    }
+
+    fn judge(
+        &self,
+        view: &TreeView<D>,
+        batch: &BTreeSet<EventId<'_>>,
+        event: &Event,
+        (mode, provenance): (Mode, Provenance),
+        sequence: u64,
+    ) -> Result<Outcome, Error> {
+        let id = event.id();
+        let of_key = EventId { stamp: Stamp::ZERO, ..id }..=EventId { stamp: Stamp::MAX, ..id };
+        let in_batch = batch.range(of_key).next_back().map(|id| id.stamp);
+        let in_tree = view.newest_stamp(event.partition, event.keyspace, &event.key)?;
+        let previous = in_tree.max(in_batch);
+        let Some(newest) = previous.filter(|newest| *newest >= event.stamp) else {
+            return Ok(Outcome::Applied { sequence, newest: true, previous });
+        };
+        // Even if it is here, for it may have come as a copy: its coordinator has to learn of the newer one.
+        let restamp = !mutation::is(Mutation::NoRestamp);
+        if mode == Mode::Direct && newest > event.stamp && restamp {
+            return Ok(Outcome::Superseded { newest });
+        }
+        let known =
+            newest == event.stamp || batch.contains(&id) || view.contains(event.partition, id)?;
+        // Retention may have dropped it from the tree; it is not to be published again.
+        if known || self.changes.find(id)?.is_some() {
+            if provenance == Provenance::Hint && mutation::is(Mutation::HintTwice) {
+                return Ok(Outcome::Applied { sequence, newest: false, previous });
+            }
+            return Ok(Outcome::Duplicate);
+        }
+        assert!(
+            mode == Mode::Copy || !restamp,
+            "a direct write is superseded, or the newest itself"
+        );
+        Ok(Outcome::Applied { sequence, newest: false, previous })
+    }
+
+    /// The commit is in the log: makes it readable, and hands it to the logs that follow.
+    pub(super) fn apply(&mut self, writes: Vec<Write>) {
+        for logged in &self.logged {
+            match logged {
+                Logged::Event { index, payload } => {
+                    if let Write::Apply { event, .. } = &writes[*index] {
+                        self.tree.insert(event);
+                        let payload = payload.start + CHANGE_PART..payload.end;
+                        self.changes.stage(event.id(), self.wal.buffered(payload));
+                    }
+                }
+                Logged::Hint { index, payload } => {
+                    if let Write::Hint { target, .. } = &writes[*index] {
+                        let payload = payload.start + WAL_HINT_HEADER_SIZE..payload.end;
+                        self.hints.stage(*target, self.wal.buffered(payload));
+                    }
+                }
+            }
+        }
+        for write in writes {
+            match write {
+                Write::Apply { .. } | Write::Hint { .. } => {}
+                Write::HintsDone { target, up_to } => self.hints.consume(target, up_to),
+                Write::Meta { name, value } => {
+                    self.metas.insert(name, Bytes::copy_from_slice(&value));
+                }
+            }
+        }
+    }
+}
+
+fn check_size(what: &'static str, size: usize, limit: usize) -> Result<(), Error> {
+    if size > limit { Err(Error::TooLarge { what, size, limit }) } else { Ok(()) }
+}

@@ -1,0 +1,95 @@
+//! [`Recovery`]: puts the tree, the change log and the hints together from what the write-ahead log has.
+//!
+//! Invariants:
+//!
+//! - The change log gets what it misses and nothing else.
+//! - No memtable grows beyond `memtable_bytes_max` by more than an event, however long the log is.
+
+use bytes::Bytes;
+use starling_clock::Stamp;
+use starling_clock::mutation::{self, Mutation};
+
+use super::WAL_DIR;
+use crate::changes::ChangeLog;
+use crate::hints::Hints;
+use crate::state::State;
+use crate::tree::Tree;
+use crate::wal::{CHANGE_PART, WalRecord, encode_event_header};
+use crate::{Disk, Error, Lsn};
+
+/// What is put together while the write-ahead log is read.
+pub(super) struct Recovery<D: Disk> {
+    pub(super) tree: Tree<D>,
+    pub(super) changes: ChangeLog<D>,
+    pub(super) hints: Hints<D>,
+    pub(super) state: State,
+    pub(super) buffer_bytes_max: usize,
+    pub(super) memtable_bytes_max: usize,
+    pub(super) last_change: Option<u64>,
+    /// The greatest stamp in the log's events.
+    pub(super) greatest: Stamp,
+    pub(super) scratch: Vec<u8>,
+}
+
+impl<D: Disk> Recovery<D> {
+    /// One record of the write-ahead log; `sealed` if it is known to be on disk.
+    pub(super) fn take(&mut self, lsn: Lsn, sealed: bool, record: WalRecord) -> Result<(), Error> {
+        match record {
+            WalRecord::Event { sequence, provenance, previous, event } => {
+                self.greatest = self.greatest.max(event.stamp);
+                if self.tree.flushed() < lsn {
+                    self.tree.insert(&event);
+                    if self.memtable_bytes_max <= self.tree.memtable_bytes() {
+                        self.tree.rotate(lsn);
+                    }
+                }
+                if self.changes.next() < sequence {
+                    return Err(Error::corrupt("changes", 0, "changes are missing"));
+                }
+                if self.changes.next() == sequence {
+                    self.scratch.clear();
+                    let header = encode_event_header(sequence, provenance, previous);
+                    self.scratch.extend_from_slice(&header[CHANGE_PART..]);
+                    event.encode(&mut self.scratch);
+                    self.changes.stage(event.id(), &self.scratch);
+                }
+                self.last_change = Some(sequence);
+            }
+            WalRecord::Hint { .. } if mutation::is(Mutation::LoseHints) => {}
+            WalRecord::Hint { target, sequence, event } => {
+                self.scratch.clear();
+                event.encode(&mut self.scratch);
+                self.hints.recover(target, sequence, &self.scratch)?;
+            }
+            WalRecord::HintsDone { target, up_to } => self.hints.consume(target, up_to),
+            WalRecord::Meta { name, value } => {
+                if self.state.up_to < lsn {
+                    self.state.metas.insert(name, Bytes::copy_from_slice(&value));
+                }
+            }
+        }
+        let staged = self.changes.staged_bytes() + self.hints.staged_bytes();
+        if sealed && staged > self.buffer_bytes_max {
+            self.changes.publish();
+            self.hints.publish();
+            self.changes.write_out()?;
+            self.hints.write_out()?;
+        }
+        Ok(())
+    }
+
+    /// Whether the write-ahead log has all that later places prove it had.
+    pub(super) fn check(&self, last: Lsn) -> Result<(), Error> {
+        let lost = "the end of the log is missing: later files know of it";
+        if last < self.tree.flushed() || last < self.state.up_to {
+            return Err(Error::corrupt(WAL_DIR, 0, lost));
+        }
+        if self.changes.next() < self.state.changes {
+            return Err(Error::corrupt("changes", 0, "changes are missing"));
+        }
+        if self.last_change.is_some_and(|sequence| sequence + 1 != self.changes.next()) {
+            return Err(Error::corrupt(WAL_DIR, 0, lost));
+        }
+        Ok(())
+    }
+}

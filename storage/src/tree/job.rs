@@ -1,0 +1,92 @@
+//! [`Job`]: a flush, a merge or the removal of files, as a value that any thread can carry on with.
+//!
+//! Invariants:
+//!
+//! - A job has its inputs and its own files: it needs nothing of the tree that it came from, and changes nothing of it.
+//!   Until `Tree::finish_job` took it, what it wrote is an orphan.
+//! - One [`Job::step`] is bounded by `work_bytes`.
+//! - Jobs that are out at the same time are disjoint: one flush at most, and merges of different runs.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::flush::Flush;
+use super::merge::Merge;
+use super::run_writer::{TableSpace, Written};
+use super::table;
+use crate::disk::Disk;
+use crate::error::Error;
+use crate::types::Progress;
+
+/// A piece of background work. Step it until it is [`Progress::Idle`], on any thread, then hand it back to
+/// [`crate::Storage::finish_job`]. Handed back earlier it is given up: what it wrote is removed, and another job will do
+/// the same again. One that is dropped instead blocks its inputs until storage is opened again.
+#[must_use = "what it works on is blocked until it is handed back"]
+pub struct Job<D: Disk> {
+    space: Arc<TableSpace<D>>,
+    task: Task<D>,
+    outcome: Option<Result<Written<D>, Error>>,
+}
+
+/// What a job does.
+pub(super) enum Task<D: Disk> {
+    Flush(Flush<D>),
+    Merge(Merge<D>),
+    /// Tables that no version has any more.
+    Remove(VecDeque<u64>),
+}
+
+impl<D: Disk> std::fmt::Debug for Job<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let task = match self.task {
+            Task::Flush(_) => "flush",
+            Task::Merge(_) => "merge",
+            Task::Remove(_) => "remove",
+        };
+        f.debug_struct("Job").field("task", &task).finish_non_exhaustive()
+    }
+}
+
+impl<D: Disk> Job<D> {
+    pub(super) fn new(space: Arc<TableSpace<D>>, task: Task<D>) -> Self {
+        Self { space, task, outcome: None }
+    }
+
+    /// Whether it writes a memtable to tables: writers wait for that sooner than for anything else.
+    pub fn is_flush(&self) -> bool {
+        matches!(self.task, Task::Flush(_))
+    }
+
+    /// Does a bounded part of the work. [`Progress::Idle`]: it is at its end, by success or failure, which
+    /// [`crate::Storage::finish_job`] tells.
+    pub fn step(&mut self) -> Progress {
+        if self.outcome.is_some() {
+            return Progress::Idle;
+        }
+        let bytes = self.space.config.work_bytes;
+        let result = match &mut self.task {
+            Task::Flush(flush) => flush.step(bytes),
+            Task::Merge(merge) => merge.step(bytes),
+            Task::Remove(numbers) => remove(&self.space, numbers),
+        };
+        self.outcome = result.transpose();
+        if self.outcome.is_some() { Progress::Idle } else { Progress::Did }
+    }
+
+    /// What it did, and how that ended; `None` if it was handed back before.
+    pub(super) fn end(self) -> (Task<D>, Option<Result<Written<D>, Error>>) {
+        (self.task, self.outcome)
+    }
+}
+
+/// Removes one file.
+fn remove<D: Disk>(
+    space: &TableSpace<D>,
+    numbers: &mut VecDeque<u64>,
+) -> Result<Option<Written<D>>, Error> {
+    if let Some(number) = numbers.pop_front() {
+        let path = table::path(&space.dir, number);
+        space.disk.remove(&path).map_err(Error::io("remove", &path))?;
+    }
+    Ok(numbers.is_empty().then(Written::default))
+}
