@@ -87,6 +87,17 @@ impl<D: Disk> Storage<D> {
         u8::try_from(memtables.max(runs).min(100)).expect("at most 100")
     }
 
+    /// Ends the memtable, whatever its size, so that jobs or [`Self::work`] write it to tables: before a copy of the
+    /// directory is taken, say. Syncs what was committed.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    pub fn rotate(&mut self) -> Result<(), Error> {
+        self.check_poison()?;
+        let result = self.roll();
+        self.poison_on(result)
+    }
+
     fn run_units(&mut self, units: &[Unit<D>], now_ms: u64) -> Result<Progress, Error> {
         self.check_poison()?;
         let mut failed = None;

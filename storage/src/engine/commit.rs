@@ -110,7 +110,7 @@ impl<D: Disk> Storage<D> {
         self.roll()
     }
 
-    fn roll(&mut self) -> Result<(), Error> {
+    pub(super) fn roll(&mut self) -> Result<(), Error> {
         if !self.wal.active_has_records() {
             return Ok(());
         }
