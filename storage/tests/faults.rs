@@ -13,9 +13,9 @@ use support::*;
 const MODES: [CrashMode; 3] = [CrashMode::LoseUnsynced, CrashMode::Torn, CrashMode::KeepAll];
 
 /// A script without faults, to know how many calls it makes and that it goes through what it should.
-fn rehearse(seed: u64, config: &Config, steps: &[Step]) -> u64 {
+fn rehearse(seed: u64, config: &Config, steps: &[Step], by_jobs: bool) -> u64 {
     let disk = SimDisk::new(seed);
-    let mut model = Model::default();
+    let mut model = Model::new(by_jobs);
     let storage = model.run(&disk, config, steps).unwrap();
     let status = storage.status();
     assert!(status.tables > 0 && status.wal_next > 20, "{status:?}");
@@ -48,16 +48,18 @@ fn go_on(storage: &mut Storage<SimDisk>) {
 
 #[test]
 fn a_crash_at_every_call_loses_nothing_promised() {
-    for (seed, change_bytes_max) in [(1, 1 << 30), (2, 3 << 10)] {
+    for (seed, change_bytes_max, by_jobs) in
+        [(1, 1 << 30, false), (2, 3 << 10, false), (1, 1 << 30, true), (2, 3 << 10, true)]
+    {
         let config = tiny_config(change_bytes_max);
         let steps = script(seed, 70);
-        let calls = rehearse(seed, &config, &steps);
+        let calls = rehearse(seed, &config, &steps, by_jobs);
         assert!(calls > 150, "{calls}");
         for mode in MODES {
             for call in 0..calls {
                 let disk = SimDisk::new(call);
                 disk.inject(call, Fault::Crash);
-                let mut model = Model::default();
+                let mut model = Model::new(by_jobs);
                 model.run(&disk, &config, &steps);
                 disk.restart(mode);
                 recover_and_check(&disk, &config, &mut model);
@@ -70,7 +72,7 @@ fn a_crash_at_every_call_loses_nothing_promised() {
 fn a_crash_at_every_call_of_a_recovery_loses_nothing_promised() {
     let config = tiny_config(3 << 10);
     let steps = script(3, 90);
-    let calls = rehearse(3, &config, &steps);
+    let calls = rehearse(3, &config, &steps, false);
     for first in (7..calls).step_by(29) {
         for second in 0.. {
             let disk = SimDisk::new(first * 1000 + second);
@@ -91,18 +93,20 @@ fn a_crash_at_every_call_of_a_recovery_loses_nothing_promised() {
 
 #[test]
 fn a_failing_or_full_disk_at_every_call_never_makes_storage_lie() {
-    let config = tiny_config(3 << 10);
-    let steps = script(4, 70);
-    let calls = rehearse(4, &config, &steps);
-    for fault in [Fault::Io, Fault::Full] {
-        for mode in [CrashMode::LoseUnsynced, CrashMode::KeepAll] {
-            for call in 0..calls {
-                let disk = SimDisk::new(call);
-                disk.inject(call, fault);
-                let mut model = Model::default();
-                drop(model.run(&disk, &config, &steps));
-                disk.restart(mode);
-                recover_and_check(&disk, &config, &mut model);
+    for by_jobs in [false, true] {
+        let config = tiny_config(3 << 10);
+        let steps = script(4, 70);
+        let calls = rehearse(4, &config, &steps, by_jobs);
+        for fault in [Fault::Io, Fault::Full] {
+            for mode in [CrashMode::LoseUnsynced, CrashMode::KeepAll] {
+                for call in 0..calls {
+                    let disk = SimDisk::new(call);
+                    disk.inject(call, fault);
+                    let mut model = Model::new(by_jobs);
+                    drop(model.run(&disk, &config, &steps));
+                    disk.restart(mode);
+                    recover_and_check(&disk, &config, &mut model);
+                }
             }
         }
     }
@@ -114,7 +118,7 @@ fn random_scripts_with_random_crashes_agree_with_the_model() {
         let mut numbers = Numbers(seed);
         let config = tiny_config(if seed % 2 == 0 { 1 << 30 } else { 4 << 10 });
         let disk = SimDisk::new(seed);
-        let mut model = Model::default();
+        let mut model = Model::new(seed % 3 == 0);
         for life in 0..6 {
             let steps = script(seed * 100 + life, 40);
             disk.inject(disk.calls() + numbers.below(400), Fault::Crash);

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use starling_clock::{NodeId, Stamp};
 use starling_storage::{
-    Config, Error, ErrorKind, Event, Outcome, PartitionCursor, SimDisk, Storage, Sync, TreeConfig,
-    Write,
+    Config, Error, ErrorKind, Event, Job, Outcome, PartitionCursor, Progress, SimDisk, Storage,
+    Sync, TreeConfig, Write,
 };
 
 use super::{KEYSPACE, apply, copy, event, open_with};
@@ -34,6 +34,8 @@ pub(crate) struct Model {
     hints_done: BTreeMap<NodeId, u64>,
     /// The value that was promised last, and those that were tried since.
     metas: BTreeMap<String, (Option<Bytes>, Vec<Bytes>)>,
+    /// Flushes and merges are done as jobs; these are out.
+    jobs: Option<Vec<Job<SimDisk>>>,
 }
 
 #[derive(Clone, Debug)]
@@ -137,6 +139,24 @@ fn id(event: &Event) -> Id {
 }
 
 impl Model {
+    /// One whose flushes and merges are done as jobs if `by_jobs`.
+    pub(crate) fn new(by_jobs: bool) -> Self {
+        Self { jobs: by_jobs.then(Vec::new), ..Self::default() }
+    }
+
+    /// Steps each job that is out, and takes back and hands out what there is; the rest besides.
+    fn work(&mut self, storage: &mut Storage<SimDisk>, now_ms: u64) {
+        let Some(jobs) = &mut self.jobs else { return drop(storage.work(now_ms)) };
+        drop(storage.upkeep(now_ms));
+        jobs.extend(std::iter::from_fn(|| storage.begin_job(now_ms)));
+        for mut job in std::mem::take(jobs) {
+            match job.step() {
+                Progress::Did => jobs.push(job),
+                Progress::Idle => drop(storage.finish_job(job)),
+            }
+        }
+    }
+
     /// Runs the steps. `None` if the disk failed so that storage has to be opened again.
     pub(crate) fn run(
         &mut self,
@@ -144,12 +164,13 @@ impl Model {
         config: &Config,
         steps: &[Step],
     ) -> Option<Storage<SimDisk>> {
+        self.jobs.iter_mut().for_each(Vec::clear);
         let mut storage = Self::open(disk, config)?;
         for (index, step) in steps.iter().enumerate() {
             let now_ms = index as u64;
             match step {
                 Step::Commit(writes, sync) => self.commit(&mut storage, writes, *sync, now_ms),
-                Step::Work => drop(storage.work(now_ms)),
+                Step::Work => self.work(&mut storage, now_ms),
                 Step::Sync => {
                     if storage.sync().is_ok() {
                         self.promised.append(&mut self.unsynced);
@@ -157,6 +178,7 @@ impl Model {
                 }
                 Step::Reopen => {
                     drop(storage);
+                    self.jobs.iter_mut().for_each(Vec::clear);
                     // The process ends; what was not synced is still with the system.
                     storage = Self::open(disk, config)?;
                 }
@@ -205,6 +227,7 @@ impl Model {
             Err(
                 Error::Full { .. } | Error::Io { .. } | Error::Poisoned | Error::Missing { .. },
             ) => {}
+            Err(Error::Busy { .. }) => assert!(self.jobs.is_some() && storage.pressure() == 100),
             Err(error) => panic!("{error}"),
         }
         if result.is_ok() && !storage.unsynced() {
