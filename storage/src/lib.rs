@@ -19,6 +19,7 @@ mod hints;
 mod identity;
 mod log;
 mod lsn;
+pub mod offline;
 mod small_file;
 mod state;
 mod tree;

@@ -18,6 +18,7 @@ mod background;
 mod cursor;
 mod flush;
 mod history;
+pub(crate) mod inspect;
 mod internal_key;
 mod job;
 mod manifest;

@@ -1,0 +1,180 @@
+//! Reads the tree's files from end to end and changes nothing; and makes a tree anew from tables. For tools.
+//!
+//! Invariants:
+//!
+//! - [`check_table`] reads every block past the cache, and holds the table to what its footer, its index and its filter say.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use starling_clock::Stamp;
+
+use super::internal_key;
+use super::manifest::{State, TableEntry};
+use super::run_writer::{RunWriter, TableNumbers, TableSpace};
+use super::stored::Stored;
+use super::table::{self, BlockCache, Table, TableCursor, key_hash};
+use crate::{Action, Disk, DiskFile, Error, Event, TreeConfig};
+
+pub(crate) use super::manifest::{
+    State as ManifestState, TableEntry as ManifestTable, inspect as inspect_manifest,
+    replace as replace_manifest,
+};
+pub(crate) use super::table::{number as table_number, path as table_path};
+
+/// A key is sought for by the index this often; each key is asked of the filter.
+const SEEK_INTERVAL: u64 = 64;
+/// Tables are read past this: it only has to exist.
+const CACHE_BYTES: u64 = 1 << 20;
+
+/// What a table holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TableFacts {
+    pub(crate) partition_least: u32,
+    pub(crate) partition_greatest: u32,
+    pub(crate) stamp_least: Stamp,
+    pub(crate) stamp_greatest: Stamp,
+    pub(crate) events: u64,
+    /// Least and greatest internal key.
+    pub(crate) least: Vec<u8>,
+    pub(crate) greatest: Vec<u8>,
+}
+
+fn small_cache() -> Arc<BlockCache> {
+    Arc::new(BlockCache::new(CACHE_BYTES, 4 << 10))
+}
+
+/// Opens a table of `size` bytes past every cache.
+pub(crate) fn open_table<D: Disk>(
+    disk: &D,
+    dir: &str,
+    entry: TableEntry,
+) -> Result<Arc<Table<D::File>>, Error> {
+    let place = (entry.number, entry.run, entry.size);
+    Table::open(disk, dir, place, small_cache()).map(Arc::new)
+}
+
+/// What the footer of a table says; the rest may be damaged.
+pub(crate) fn claimed<F: DiskFile>(table: &Table<F>) -> TableFacts {
+    let bounds = table.bounds();
+    TableFacts {
+        partition_least: bounds.partition_least,
+        partition_greatest: bounds.partition_greatest,
+        stamp_least: bounds.stamp_least,
+        stamp_greatest: bounds.stamp_greatest,
+        events: bounds.events,
+        least: Vec::new(),
+        greatest: Vec::new(),
+    }
+}
+
+/// Hands each event of a table to `visit`, in the order of internal keys.
+///
+/// # Errors
+/// [`Error::Corrupt`] at the first damage, a failed read, or whatever `visit` answers.
+pub(crate) fn walk_table<F: DiskFile>(
+    table: &Arc<Table<F>>,
+    mut visit: impl FnMut(&[u8], Stored) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut cursor = TableCursor::seek(Arc::clone(table), &[], false)?;
+    while let Some(key) = cursor.key() {
+        visit(key, cursor.stored()?)?;
+        cursor.advance()?;
+    }
+    Ok(())
+}
+
+/// Reads all of a table and holds it to what it says of itself.
+///
+/// # Errors
+/// [`Error::Corrupt`] at the first damage, or a failed read.
+pub(crate) fn check_table<D: Disk>(
+    disk: &D,
+    dir: &str,
+    entry: TableEntry,
+) -> Result<TableFacts, Error> {
+    let table = open_table(disk, dir, entry)?;
+    let path = table::path(dir, entry.number);
+    let damaged = |reason| Error::corrupt(&path, 0, reason);
+    let mut seeker = TableCursor::seek(Arc::clone(&table), &[], false)?;
+    let (mut events, mut deletes, mut keys) = (0_u64, 0_u64, 0_u64);
+    let (mut stamp_least, mut stamp_greatest) = (Stamp::MAX, Stamp::ZERO);
+    let (mut least, mut last) = (Vec::new(), Vec::new());
+    walk_table(&table, |key, stored| {
+        let parts = internal_key::decode(key).ok_or_else(|| damaged("an internal key"))?;
+        if events == 0 {
+            least = key.to_vec();
+        } else if key <= last.as_slice() {
+            return Err(damaged("keys do not rise"));
+        }
+        let prefix = internal_key::prefix_of(key);
+        if events == 0 || internal_key::prefix_of(&last) != prefix {
+            keys += 1;
+            if !table.may_contain(parts.partition, key_hash(prefix)) {
+                return Err(damaged("the filter misses a key"));
+            }
+        }
+        if events.is_multiple_of(SEEK_INTERVAL) {
+            seeker.reseek(key)?;
+            if seeker.key() != Some(key) {
+                return Err(damaged("the index misses a key"));
+            }
+        }
+        stamp_least = stamp_least.min(parts.stamp);
+        stamp_greatest = stamp_greatest.max(parts.stamp);
+        events += 1;
+        deletes += u64::from(stored.action == Action::Delete);
+        last.clear();
+        last.extend_from_slice(key);
+        Ok(())
+    })?;
+    let bounds = table.bounds();
+    let counts = (bounds.events, bounds.deletes, bounds.keys) == (events, deletes, keys);
+    if events == 0 || !counts {
+        return Err(damaged("the counts of the footer"));
+    }
+    let partitions = (internal_key::partition_of(&least), internal_key::partition_of(&last));
+    let stamps = (bounds.stamp_least, bounds.stamp_greatest) == (stamp_least, stamp_greatest);
+    if !stamps || partitions != (Some(bounds.partition_least), Some(bounds.partition_greatest)) {
+        return Err(damaged("the bounds of the footer"));
+    }
+    Ok(TableFacts { least, greatest: last, ..claimed(&table) })
+}
+
+/// Writes `events` to new tables of a run of their own, durably, and adds those to `state`. They are not in the manifest yet.
+///
+/// # Errors
+/// A failed write; what was written is an orphan then.
+pub(crate) fn write_run<D: Disk>(
+    disk: &Arc<D>,
+    dir: &str,
+    state: &mut State,
+    events: &BTreeMap<Vec<u8>, Event>,
+) -> Result<(), Error> {
+    let space = Arc::new(TableSpace {
+        disk: Arc::clone(disk),
+        dir: dir.to_owned(),
+        config: TreeConfig::default(),
+        cache: small_cache(),
+        numbers: TableNumbers::new(state.next_table),
+    });
+    let mut writer = RunWriter::new(Arc::clone(&space));
+    for (key, event) in events {
+        let (action, request) = (event.action, event.request);
+        writer.add(key, &Stored { action, request, payload: event.payload.clone() })?;
+    }
+    let written = writer.finish()?;
+    state.next_table = space.numbers.next();
+    state.tables.extend(written.entries.into_iter().map(|entry| (entry.number, entry)));
+    Ok(())
+}
+
+/// Where an event lies.
+pub(crate) fn internal_key_of(event: &Event) -> Vec<u8> {
+    internal_key::encode(event.partition, event.keyspace, &event.key, event.stamp)
+}
+
+/// The event of an entry; `None` if it is none.
+pub(crate) fn event_of(key: &[u8], stored: Stored) -> Option<Event> {
+    stored.into_event(key)
+}
