@@ -125,10 +125,20 @@ impl EventId<'_> {
     /// xxh3-64 of keyspace (8 bytes, little-endian), key, stamp (16 bytes): the same on every node for ever,
     /// so that digests of replicas can be compared.
     pub fn hash(&self) -> u64 {
+        let (keyspace, stamp) = (self.keyspace.0.to_le_bytes(), self.stamp.to_bytes());
+        // One piece on the stack is hashed several times faster than three pieces one after the other.
+        let mut bytes = [0; 128];
+        let (head, size) = (keyspace.len(), keyspace.len() + self.key.len());
+        if let Some(piece) = bytes.get_mut(..size + stamp.len()) {
+            piece[..head].copy_from_slice(&keyspace);
+            piece[head..size].copy_from_slice(self.key);
+            piece[size..].copy_from_slice(&stamp);
+            return xxhash_rust::xxh3::xxh3_64(piece);
+        }
         let mut hasher = xxhash_rust::xxh3::Xxh3Default::new();
-        hasher.update(&self.keyspace.0.to_le_bytes());
+        hasher.update(&keyspace);
         hasher.update(self.key);
-        hasher.update(&self.stamp.to_bytes());
+        hasher.update(&stamp);
         hasher.digest()
     }
 }

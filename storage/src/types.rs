@@ -151,13 +151,83 @@ impl Digest {
     }
 }
 
-/// In which order versions are read.
+/// In which order versions or keys are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// Oldest first.
+    /// Oldest version first, least key first.
     Ascending,
-    /// Newest first.
+    /// Newest version first, greatest key first.
     Descending,
+}
+
+/// What [`crate::View::scan_page`] is asked: one version of each key of a range.
+#[derive(Clone, Copy, Debug)]
+pub struct Scan<'a> {
+    /// Partition.
+    pub partition: u32,
+    /// Keyspace.
+    pub keyspace: KeyspaceId,
+    /// Keys that begin with this.
+    pub prefix: &'a [u8],
+    /// Only keys that come after this one in the order asked for.
+    pub after: Option<&'a [u8]>,
+    /// The greatest event at or before this; [`Stamp::MAX`]: the newest.
+    pub at: Stamp,
+    /// In which order of keys.
+    pub order: Order,
+    /// Leave out keys whose event is a delete.
+    pub live_only: bool,
+    /// At most this many events.
+    pub limit: usize,
+    /// No further event once there are this many bytes of keys and payloads; one at the least.
+    pub bytes_max: usize,
+    /// No further key once this many events were passed over: what bounds the time of a page where there are many
+    /// deletes or many versions.
+    pub steps_max: usize,
+}
+
+impl<'a> Scan<'a> {
+    /// All keys with this prefix in rising order, as of now, deletes too, without a limit.
+    pub fn new(partition: u32, keyspace: KeyspaceId, prefix: &'a [u8]) -> Self {
+        Self {
+            partition,
+            keyspace,
+            prefix,
+            after: None,
+            at: Stamp::MAX,
+            order: Order::Ascending,
+            live_only: false,
+            limit: usize::MAX,
+            bytes_max: usize::MAX,
+            steps_max: usize::MAX,
+        }
+    }
+}
+
+/// What a [`Scan`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScanPage {
+    /// The events, in the order of their keys.
+    pub events: Vec<Event>,
+    /// A limit ended the read: there may be more.
+    pub more: bool,
+    /// The last key that was looked at, if there may be more: where to go on after, whether its event is among the
+    /// events or not.
+    pub resume: Option<Bytes>,
+}
+
+/// About how much there is of a range of keys in tables: what is in memtables only is left out, and what several
+/// tables have counts several times.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Estimate {
+    /// Events.
+    pub events: u64,
+    /// Deletes among them.
+    pub deletes: u64,
+    /// Distinct keys.
+    pub keys: u64,
+    /// Bytes of internal keys and payloads, before compression.
+    pub bytes: u64,
 }
 
 /// A place among the events of a partition, in internal order: keyspace, key, stamp descending.

@@ -12,7 +12,10 @@ use starling_clock::Stamp;
 
 use crate::changes::ChangeReader;
 use crate::tree::{Limits, TreeView};
-use crate::{Change, Digest, Disk, Error, Event, KeyspaceId, Order, PartitionCursor};
+use crate::{
+    Change, Digest, Disk, Error, Estimate, Event, KeyspaceId, Order, PartitionCursor, Scan,
+    ScanPage,
+};
 
 pub use crate::tree::Page;
 
@@ -97,8 +100,45 @@ impl<D: Disk> View<D> {
         limit: usize,
         bytes_max: usize,
     ) -> Result<Page, Error> {
-        let limits = Limits { events: limit, bytes: bytes_max };
-        self.tree.scan(partition, keyspace, prefix, after_key, at, limits)
+        let scan = Scan {
+            after: after_key,
+            at,
+            limit,
+            bytes_max,
+            ..Scan::new(partition, keyspace, prefix)
+        };
+        let ScanPage { events, more, .. } = self.tree.scan(&scan)?;
+        Ok(Page { events, more })
+    }
+
+    /// As [`Self::scan`], in either order of keys, without deletes if they are not wanted, and with a bound on the
+    /// work of one page.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn scan_page(&self, scan: &Scan<'_>) -> Result<ScanPage, Error> {
+        self.tree.scan(scan)
+    }
+
+    /// About how much there is of the keys that begin with `prefix`, from what tables tell of themselves.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn estimate(
+        &self,
+        partition: u32,
+        keyspace: KeyspaceId,
+        prefix: &[u8],
+    ) -> Result<Estimate, Error> {
+        self.tree.estimate_prefix(partition, keyspace, prefix)
+    }
+
+    /// About how much there is of the partition, from what tables tell of themselves.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn estimate_partition(&self, partition: u32) -> Result<Estimate, Error> {
+        self.tree.estimate(partition)
     }
 
     /// All events of the partition after a place: keyspace, key, newest first. Limits as in [`Self::versions`].
@@ -116,7 +156,7 @@ impl<D: Disk> View<D> {
         self.tree.partition_events(partition, after, limits)
     }
 
-    /// A summary of all events of the partition, to compare with another replica's. Reads all of it.
+    /// A summary of all events of the partition, to compare with another replica's. Tables keep theirs: no event is read.
     ///
     /// # Errors
     /// As [`Self::get`].

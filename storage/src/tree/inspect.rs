@@ -110,7 +110,7 @@ pub(crate) fn check_table<D: Disk>(
         let prefix = internal_key::prefix_of(key);
         if events == 0 || internal_key::prefix_of(&last) != prefix {
             keys += 1;
-            if !table.may_contain(parts.partition, key_hash(prefix)) {
+            if !table.may_contain(key, key_hash(prefix))? {
                 return Err(damaged("the filter misses a key"));
             }
         }

@@ -14,7 +14,7 @@ use std::borrow::Cow;
 
 use starling_clock::Stamp;
 
-use crate::event::{KEY_SIZE_MAX, KeyspaceId};
+use crate::event::{EventId, KEY_SIZE_MAX, KeyspaceId};
 
 /// Bytes before the escaped key: partition and keyspace.
 pub(crate) const HEAD_SIZE: usize = 4 + 8;
@@ -44,6 +44,20 @@ pub(crate) fn encode(partition: u32, keyspace: KeyspaceId, key: &[u8], stamp: St
     out
 }
 
+/// Replaces what is in `out` by the internal key: [`encode`] without an allocation.
+pub(crate) fn encode_into(
+    out: &mut Vec<u8>,
+    partition: u32,
+    keyspace: KeyspaceId,
+    key: &[u8],
+    stamp: Stamp,
+) {
+    out.clear();
+    append_keys_from(out, partition, keyspace, key);
+    out.extend_from_slice(&[ESCAPE, END]);
+    out.extend_from_slice(&inverted(stamp));
+}
+
 /// What all versions of a key begin with, and no version of another key does.
 pub(crate) fn prefix(partition: u32, keyspace: KeyspaceId, key: &[u8]) -> Vec<u8> {
     let mut out = keys_from(partition, keyspace, key);
@@ -55,15 +69,23 @@ pub(crate) fn prefix(partition: u32, keyspace: KeyspaceId, key: &[u8]) -> Vec<u8
 pub(crate) fn keys_from(partition: u32, keyspace: KeyspaceId, key_prefix: &[u8]) -> Vec<u8> {
     let size = HEAD_SIZE + key_prefix.len() + 2 + Stamp::SIZE;
     let mut out = Vec::with_capacity(size);
+    append_keys_from(&mut out, partition, keyspace, key_prefix);
+    out
+}
+
+fn append_keys_from(out: &mut Vec<u8>, partition: u32, keyspace: KeyspaceId, key_prefix: &[u8]) {
     out.extend_from_slice(&partition.to_be_bytes());
     out.extend_from_slice(&keyspace.0.to_be_bytes());
+    if !key_prefix.contains(&ESCAPE) {
+        out.extend_from_slice(key_prefix);
+        return;
+    }
     for &byte in key_prefix {
         out.push(byte);
         if byte == ESCAPE {
             out.push(ESCAPED_ZERO);
         }
     }
-    out
 }
 
 /// The first internal key of a key's versions that is not newer than `stamp`.
@@ -92,6 +114,12 @@ pub(crate) fn prefix_of(internal: &[u8]) -> &[u8] {
     &internal[..internal.len() - Stamp::SIZE]
 }
 
+/// The key that `prefix`, the part of an internal key before its stamp, is of; `None` if it is not that.
+pub(crate) fn key_of(prefix: &[u8]) -> Option<Vec<u8>> {
+    let escaped = prefix.get(HEAD_SIZE..)?.strip_suffix(&[ESCAPE, END])?;
+    unescape(escaped).map(Cow::into_owned)
+}
+
 /// The part before the stamp less the partition: what the Bloom filter is asked.
 pub(crate) fn filter_part(prefix: &[u8]) -> &[u8] {
     &prefix[size_of::<u32>()..]
@@ -106,6 +134,15 @@ pub(crate) fn partition_of(internal: &[u8]) -> Option<u32> {
 pub(crate) fn stamp_of(internal: &[u8]) -> Option<Stamp> {
     let bytes: &[u8; Stamp::SIZE] = internal.last_chunk()?;
     Stamp::from_bytes(bytes.map(|byte| !byte))
+}
+
+/// [`crate::EventId::hash`] of the event.
+///
+/// # Panics
+/// If `internal` is no internal key.
+pub(crate) fn id_hash(internal: &[u8]) -> u64 {
+    let parts = decode(internal).expect("an internal key");
+    EventId { keyspace: parts.keyspace, key: &parts.key, stamp: parts.stamp }.hash()
 }
 
 /// Takes an internal key apart; `None` if it is not one.
@@ -139,7 +176,8 @@ fn unescape(escaped: &[u8]) -> Option<Cow<'_, [u8]>> {
     Some(Cow::Owned(key))
 }
 
-fn inverted(stamp: Stamp) -> [u8; Stamp::SIZE] {
+/// A stamp as internal keys end in it: newer ones are lesser.
+pub(crate) fn inverted(stamp: Stamp) -> [u8; Stamp::SIZE] {
     stamp.to_bytes().map(|byte| !byte)
 }
 

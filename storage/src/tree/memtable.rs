@@ -64,6 +64,16 @@ impl Memtable {
         MemtableCursor { entry: self.entries.lower_bound(Bound::Included(from)) }
     }
 
+    /// A cursor on no event.
+    pub(crate) fn none(&self) -> MemtableCursor<'_> {
+        MemtableCursor { entry: None }
+    }
+
+    /// A cursor on the last event before `end`.
+    pub(crate) fn seek_before(&self, end: &[u8]) -> MemtableCursor<'_> {
+        MemtableCursor { entry: self.entries.upper_bound(Bound::Excluded(end)) }
+    }
+
     /// A cursor on the first event after `after`.
     pub(crate) fn seek_past(&self, after: &[u8]) -> MemtableCursor<'_> {
         MemtableCursor { entry: self.entries.lower_bound(Bound::Excluded(after)) }
@@ -90,6 +100,11 @@ impl MemtableCursor<'_> {
     /// Moves to the next event.
     pub(crate) fn advance(&mut self) {
         self.entry = self.entry.take().and_then(|entry| entry.next());
+    }
+
+    /// Moves to the event before.
+    pub(crate) fn retreat(&mut self) {
+        self.entry = self.entry.take().and_then(|entry| entry.prev());
     }
 }
 

@@ -106,7 +106,8 @@ fn has_older<F: DiskFile>(
     let mut outside =
         snapshot.version.tables().iter().filter(|table| !inputs.contains(&table.number()));
     outside.any(|table| {
-        table.bounds().stamp_least < candidate.stamp && table.may_contain(candidate.partition, hash)
+        table.bounds().stamp_least < candidate.stamp
+            && table.may_contain(internal, hash).unwrap_or(true)
     }) || snapshot.memtables().any(|memtable| {
         memtable.seek_past(internal).key().is_some_and(|key| key.starts_with(prefix))
     })

@@ -26,6 +26,7 @@ mod memtable;
 mod merge;
 mod pick;
 mod run_writer;
+mod scan;
 mod sieve;
 mod stored;
 mod table;

@@ -34,22 +34,25 @@ impl Stored {
         header
     }
 
-    /// From header and payload; `None` if they are not that. The payload shares the buffer.
-    pub(crate) fn decode(bytes: &Bytes) -> Option<Self> {
+    /// Action, request and the size of the header, from header and payload; `None` if they are not that.
+    pub(crate) fn decode_header(bytes: &[u8]) -> Option<(Action, RequestId, usize)> {
         let (header, payload) = bytes.split_first_chunk::<STORED_HEADER_SIZE>()?;
         if PAYLOAD_SIZE_LIMIT < payload.len() {
             return None;
         }
         let (action, request) = header.split_first()?;
         let (client, sequence) = request.split_first_chunk()?;
-        Some(Self {
-            action: Action::from_u8(*action)?,
-            request: RequestId {
-                client: u64::from_le_bytes(*client),
-                sequence: u64::from_le_bytes(*sequence.first_chunk()?),
-            },
-            payload: bytes.slice(STORED_HEADER_SIZE..),
-        })
+        let request = RequestId {
+            client: u64::from_le_bytes(*client),
+            sequence: u64::from_le_bytes(*sequence.first_chunk()?),
+        };
+        Some((Action::from_u8(*action)?, request, STORED_HEADER_SIZE))
+    }
+
+    /// From header and payload; `None` if they are not that. The payload shares the buffer.
+    pub(crate) fn decode(bytes: &Bytes) -> Option<Self> {
+        let (action, request, header) = Self::decode_header(bytes)?;
+        Some(Self { action, request, payload: bytes.slice(header..) })
     }
 
     /// The event; `None` if `internal` is no internal key.

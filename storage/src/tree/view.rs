@@ -8,23 +8,21 @@
 //! - Memory is bounded by the caller's limits: `limit` events, and about `bytes_max` bytes plus one event.
 //! - Damage is an error of the read that met it: a read never leaves out what it could not read.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use starling_clock::Stamp;
 
 use super::Snapshot;
 use super::cursor::{MergeCursor, Source};
 use super::internal_key;
+use super::memtable::Memtable;
 use super::stored::Stored;
-use super::table::{TableCursor, key_hash};
+use super::table::{FoundEvent, Table, TableCursor, key_hash};
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::event::{Event, EventId, KEY_SIZE_MAX, KeyspaceId};
-use crate::types::{Digest, Order, PartitionCursor};
-
-/// Versions of a key that a scan steps over before it searches for the next key.
-const STEPS_BEFORE_SEEK: usize = 8;
+use crate::types::{Digest, Estimate, Order, PartitionCursor};
 
 /// Events in order, as many as the limits let.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,7 +43,7 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    fn reached(self, events: usize, bytes: usize) -> bool {
+    pub(super) fn reached(self, events: usize, bytes: usize) -> bool {
         self.events <= events || (0 < events && self.bytes <= bytes)
     }
 }
@@ -77,8 +75,11 @@ impl<D: Disk> TreeView<D> {
         key: &[u8],
         at: Stamp,
     ) -> Result<Option<Event>, Error> {
-        let found = self.find(partition, keyspace, key, at)?;
-        found.map(|(internal, stored)| event(stored, &internal)).transpose()
+        let Some(newest) = self.find(partition, keyspace, key, at)? else { return Ok(None) };
+        let Stored { action, request, payload } = newest.stored;
+        let key = Bytes::copy_from_slice(key);
+        let stamp = newest.stamp;
+        Ok(Some(Event { partition, keyspace, key, stamp, request, action, payload }))
     }
 
     /// The stamp of the newest event of the key.
@@ -91,8 +92,8 @@ impl<D: Disk> TreeView<D> {
         keyspace: KeyspaceId,
         key: &[u8],
     ) -> Result<Option<Stamp>, Error> {
-        let found = self.find(partition, keyspace, key, Stamp::MAX)?;
-        Ok(found.and_then(|(internal, _)| internal_key::stamp_of(&internal)))
+        let found = self.locate(partition, keyspace, key, Stamp::MAX)?;
+        Ok(found.map(|found| found.stamp()))
     }
 
     /// Whether this event is here.
@@ -110,19 +111,18 @@ impl<D: Disk> TreeView<D> {
             if bounds.stamp_greatest < id.stamp {
                 break;
             }
-            if id.stamp < bounds.stamp_least || !table.may_contain(partition, hash) {
+            if id.stamp < bounds.stamp_least || !table.spans(partition) {
                 continue;
             }
-            let cursor = TableCursor::seek(Arc::clone(table), &internal, true)?;
-            if cursor.key() == Some(&internal) {
+            if table.get(&internal, hash)?.is_some_and(|found| found.stamp == id.stamp) {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// Versions of the key with `from` <= stamp <= `to`. With [`Order::Ascending`] the oldest ones come first, and
-    /// the read costs as much as all versions in the range, whatever the limit.
+    /// Versions of the key with `from` <= stamp <= `to`; with [`Order::Ascending`] the oldest ones come first. Either
+    /// way the read costs as much as what it returns.
     ///
     /// # Errors
     /// As [`Self::get`].
@@ -138,59 +138,28 @@ impl<D: Disk> TreeView<D> {
         if key.len() > KEY_SIZE_MAX || to < from {
             return Ok(Page::default());
         }
-        let prefix = internal_key::prefix(partition, keyspace, key);
-        let mut cursor =
-            self.cursor(&internal_key::seek_version(&prefix, to), partition, Some(&prefix))?;
-        let end = internal_key::seek_version(&prefix, from);
-        let mut window = Window::new(limits);
-        while let Some(internal) = cursor.key().filter(|internal| *internal <= end.as_slice()) {
-            if order == Order::Descending && window.is_full() {
-                window.more = true;
+        let newest = internal_key::encode(partition, keyspace, key, to);
+        // Just above the oldest that is wanted.
+        let mut end = internal_key::encode(partition, keyspace, key, from);
+        end.push(0);
+        let mut cursor = MergeCursor::new(self.sources(partition, Some(&newest))?);
+        match order {
+            Order::Descending => cursor.seek(&newest)?,
+            Order::Ascending => cursor.seek_before(&end)?,
+        }
+        let (mut page, mut bytes) = (Page::default(), 0);
+        while let Some(internal) = cursor.key() {
+            if internal < newest.as_slice() || end.as_slice() <= internal {
                 break;
             }
-            window.push(event(cursor.stored()?, internal)?, order);
-            cursor.advance()?;
-        }
-        Ok(window.page(order))
-    }
-
-    /// The newest event not newer than `at` of each key that begins with `prefix` and is above `after_key`, in the
-    /// order of keys. Tombstones are returned as such.
-    ///
-    /// # Errors
-    /// As [`Self::get`].
-    pub(crate) fn scan(
-        &self,
-        partition: u32,
-        keyspace: KeyspaceId,
-        prefix: &[u8],
-        after_key: Option<&[u8]>,
-        at: Stamp,
-        limits: Limits,
-    ) -> Result<Page, Error> {
-        let range = internal_key::keys_from(partition, keyspace, prefix);
-        let mut from = range.clone();
-        if let Some(after) = after_key {
-            let after = internal_key::prefix(partition, keyspace, after);
-            from = from.max(internal_key::past(&after).expect("a prefix of a key ends in 0x01"));
-        }
-        let mut cursor = self.cursor(&from, partition, None)?;
-        let (mut page, mut bytes) = (Page::default(), 0);
-        while let Some(internal) = cursor.key().filter(|internal| internal.starts_with(&range)) {
             if limits.reached(page.events.len(), bytes) {
                 page.more = true;
                 break;
             }
-            let key = internal_key::prefix_of(internal).to_vec();
-            let target = internal_key::seek_version(&key, at);
-            self.step_to(&mut cursor, &target, partition)?;
-            if let Some(internal) = cursor.key().filter(|internal| internal.starts_with(&key)) {
-                let event = event(cursor.stored()?, internal)?;
-                bytes += event.key.len() + event.payload.len();
-                page.events.push(event);
-                let next = internal_key::past(&key).expect("a prefix of a key ends in 0x01");
-                self.step_to(&mut cursor, &next, partition)?;
-            }
+            let event = event(cursor.stored()?, internal)?;
+            bytes += event.key.len() + event.payload.len();
+            page.events.push(event);
+            cursor.advance()?;
         }
         Ok(page)
     }
@@ -215,7 +184,8 @@ impl<D: Disk> TreeView<D> {
             }
             None => partition.to_be_bytes().to_vec(),
         };
-        let mut cursor = self.cursor(&from, partition, None)?;
+        let mut cursor = self.cursor(partition)?;
+        cursor.seek(&from)?;
         let (mut page, mut bytes) = (Page::default(), 0);
         while let Some(internal) = cursor.key().filter(|internal| is_in(partition, internal)) {
             if limits.reached(page.events.len(), bytes) {
@@ -230,169 +200,206 @@ impl<D: Disk> TreeView<D> {
         Ok(page)
     }
 
-    /// A summary of all events of the partition. Reads all of it.
+    /// A summary of all events of the partition: the sum of what tables and memtables keep of theirs. An event is in
+    /// one of them only, for one that is anywhere is not inserted again.
     ///
     /// # Errors
     /// As [`Self::get`].
     pub(crate) fn digest(&self, partition: u32) -> Result<Digest, Error> {
-        let mut cursor = self.cursor(&partition.to_be_bytes(), partition, None)?;
         let mut digest = Digest::default();
-        while let Some(internal) = cursor.key().filter(|internal| is_in(partition, internal)) {
-            let parts = internal_key::decode(internal).ok_or_else(no_internal_key)?;
-            let id = EventId { keyspace: parts.keyspace, key: &parts.key, stamp: parts.stamp };
-            digest.add(id.hash());
-            cursor.advance()?;
+        for memtable in self.snapshot.memtables() {
+            digest.combine(memtable_digest(memtable, partition));
+        }
+        for table in self.snapshot.version.tables() {
+            digest.combine(table.summary(partition)?.unwrap_or_default().digest);
         }
         Ok(digest)
     }
 
-    fn find(
+    /// About how much of the partition there is in tables. Reads no events.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub(crate) fn estimate(&self, partition: u32) -> Result<Estimate, Error> {
+        let mut estimate = Estimate::default();
+        for table in self.snapshot.version.tables() {
+            let Some(summary) = table.summary(partition)? else { continue };
+            estimate.events += summary.digest.events;
+            estimate.deletes += summary.deletes;
+            estimate.keys += summary.keys;
+            estimate.bytes += summary.bytes;
+        }
+        Ok(estimate)
+    }
+
+    /// About how much there is in tables of the keys that begin with `prefix`: what the partition has, in proportion to
+    /// the bytes of files.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub(crate) fn estimate_prefix(
+        &self,
+        partition: u32,
+        keyspace: KeyspaceId,
+        prefix: &[u8],
+    ) -> Result<Estimate, Error> {
+        let range = internal_key::keys_from(partition, keyspace, prefix);
+        let whole = partition.to_be_bytes();
+        let mut estimate = Estimate::default();
+        for table in self.snapshot.version.tables() {
+            let Some(summary) = table.summary(partition)? else { continue };
+            let file_bytes = |range: &[u8]| -> Result<u64, Error> {
+                let end = internal_key::past(range).map(|end| table.offset_of(&end));
+                let end = end.unwrap_or_else(|| table.offset_of(&[0xff; 32]))?;
+                Ok(end.saturating_sub(table.offset_of(range)?))
+            };
+            let (part, all) = (file_bytes(&range)?, file_bytes(&whole)?);
+            let share = |count: u64| match all {
+                0 => count,
+                _ => u64::try_from(u128::from(count) * u128::from(part.min(all)) / u128::from(all))
+                    .unwrap_or(count),
+            };
+            estimate.events += share(summary.digest.events);
+            estimate.deletes += share(summary.deletes);
+            estimate.keys += share(summary.keys);
+            estimate.bytes += share(summary.bytes);
+        }
+        Ok(estimate)
+    }
+
+    /// The newest version of the key that is not newer than `at`.
+    pub(super) fn find(
         &self,
         partition: u32,
         keyspace: KeyspaceId,
         key: &[u8],
         at: Stamp,
-    ) -> Result<Option<(Vec<u8>, Stored)>, Error> {
+    ) -> Result<Option<Newest>, Error> {
+        let found = self.locate(partition, keyspace, key, at)?;
+        found.map(Located::read).transpose()
+    }
+
+    fn locate(
+        &self,
+        partition: u32,
+        keyspace: KeyspaceId,
+        key: &[u8],
+        at: Stamp,
+    ) -> Result<Option<Located<'_, D>>, Error> {
         if key.len() > KEY_SIZE_MAX {
             return Ok(None);
         }
-        let prefix = internal_key::prefix(partition, keyspace, key);
-        let target = internal_key::seek_version(&prefix, at);
-        let mut best: Option<(Vec<u8>, Stored)> = None;
+        let target = internal_key::encode(partition, keyspace, key, at);
+        let prefix = internal_key::prefix_of(&target);
+        let mut best: Option<Located<'_, D>> = None;
         for memtable in self.snapshot.memtables() {
             let cursor = memtable.seek(&target);
-            if let Some(internal) = better(cursor.key(), &prefix, best.as_ref()) {
-                best = Some((internal.to_vec(), cursor.stored().clone()));
+            let Some(internal) = cursor.key().filter(|key| key.starts_with(prefix)) else {
+                continue;
+            };
+            let stamp = internal_key::stamp_of(internal).ok_or_else(no_internal_key)?;
+            if best.as_ref().is_none_or(|best| best.stamp() < stamp) {
+                best = Some(Located::Memtable(Newest { stamp, stored: cursor.stored().clone() }));
             }
         }
-        let hash = key_hash(&prefix);
+        let hash = key_hash(prefix);
         for table in self.snapshot.version.tables() {
             let bounds = table.bounds();
-            let found = best.as_ref().and_then(|(internal, _)| internal_key::stamp_of(internal));
-            if found.is_some_and(|found| bounds.stamp_greatest <= found) {
+            let newest = best.as_ref().map(Located::stamp);
+            if newest.is_some_and(|newest| bounds.stamp_greatest <= newest) {
                 break;
             }
-            if at < bounds.stamp_least || !table.may_contain(partition, hash) {
+            if at < bounds.stamp_least || !table.spans(partition) {
                 continue;
             }
-            let cursor = TableCursor::seek(Arc::clone(table), &target, true)?;
-            if let Some(internal) = better(cursor.key(), &prefix, best.as_ref()) {
-                best = Some((internal.to_vec(), cursor.stored()?));
+            let Some(found) = table.get(&target, hash)? else { continue };
+            if newest.is_none_or(|newest| newest < found.stamp) {
+                best = Some(Located::Table(table, found));
             }
         }
         Ok(best)
     }
 
-    /// A cursor on the first event at or after `from`, over what may have events of `partition`, or, if `key` is
-    /// given, of that key.
-    fn cursor(
+    /// A cursor, on no event in particular, over what may have events of `partition`: seek with it.
+    pub(super) fn cursor(&self, partition: u32) -> Result<MergeCursor<'_, D::File>, Error> {
+        Ok(MergeCursor::new(self.sources(partition, None)?))
+    }
+
+    /// What may have events of `partition`; if `newest` is given, of its key, as new as that or older.
+    fn sources(
         &self,
-        from: &[u8],
         partition: u32,
-        key: Option<&[u8]>,
-    ) -> Result<MergeCursor<'_, D::File>, Error> {
+        newest: Option<&[u8]>,
+    ) -> Result<Vec<Source<'_, D::File>>, Error> {
+        let memtables = self.snapshot.memtables();
         let mut sources: Vec<_> =
-            self.snapshot.memtables().map(|table| Source::Memtable(table.seek(from))).collect();
-        let hash = key.map(key_hash);
+            memtables.map(|memtable| Source::Memtable(memtable, memtable.none())).collect();
+        let newest = newest.map(|newest| (newest, key_hash(internal_key::prefix_of(newest))));
         for table in self.snapshot.version.tables() {
-            let wanted = match hash {
-                Some(hash) => table.may_contain(partition, hash),
-                None => table.spans(partition),
-            };
+            let wanted = table.spans(partition)
+                && match newest {
+                    Some((newest, hash)) => table.may_contain(newest, hash)?,
+                    None => true,
+                };
             if wanted {
-                let cursor = TableCursor::seek(Arc::clone(table), from, true)?;
-                sources.push(Source::Table(Box::new(cursor)));
+                sources.push(Source::Table(Box::new(TableCursor::new(Arc::clone(table), true))));
             }
         }
-        Ok(MergeCursor::new(sources))
+        Ok(sources)
+    }
+}
+
+/// A version of a key.
+pub(super) struct Newest {
+    pub(super) stamp: Stamp,
+    pub(super) stored: Stored,
+}
+
+/// Where a version of a key is.
+enum Located<'a, D: Disk> {
+    Memtable(Newest),
+    Table(&'a Table<D::File>, FoundEvent),
+}
+
+impl<D: Disk> Located<'_, D> {
+    fn stamp(&self) -> Stamp {
+        match self {
+            Self::Memtable(newest) => newest.stamp,
+            Self::Table(_, found) => found.stamp,
+        }
     }
 
-    /// Moves forward to `target`: by steps if it is near, else by a new search.
-    fn step_to<'a>(
-        &'a self,
-        cursor: &mut MergeCursor<'a, D::File>,
-        target: &[u8],
-        partition: u32,
-    ) -> Result<(), Error> {
-        for _ in 0..STEPS_BEFORE_SEEK {
-            if cursor.key().is_none_or(|key| target <= key) {
-                return Ok(());
+    fn read(self) -> Result<Newest, Error> {
+        match self {
+            Self::Memtable(newest) => Ok(newest),
+            Self::Table(table, found) => {
+                let damaged = || Error::corrupt(table.path(), 0, "an event that is none");
+                let stored = found.stored().ok_or_else(damaged)?;
+                Ok(Newest { stamp: found.stamp, stored })
             }
-            cursor.advance()?;
         }
-        *cursor = self.cursor(target, partition, None)?;
-        Ok(())
     }
 }
 
-/// The last events pushed, within limits: from the front for [`Order::Descending`], from the back for
-/// [`Order::Ascending`], which meets the newest first and wants the oldest.
-struct Window {
-    limits: Limits,
-    events: VecDeque<Event>,
-    bytes: usize,
-    more: bool,
-}
-
-impl Window {
-    fn new(limits: Limits) -> Self {
-        Self { limits, events: VecDeque::new(), bytes: 0, more: false }
+fn memtable_digest(memtable: &Memtable, partition: u32) -> Digest {
+    let mut cursor = memtable.seek(&partition.to_be_bytes());
+    let mut digest = Digest::default();
+    while let Some(internal) = cursor.key().filter(|internal| is_in(partition, internal)) {
+        digest.add(internal_key::id_hash(internal));
+        cursor.advance();
     }
-
-    fn is_full(&self) -> bool {
-        self.limits.reached(self.events.len(), self.bytes)
-    }
-
-    fn push(&mut self, event: Event, order: Order) {
-        self.bytes += size(&event);
-        self.events.push_back(event);
-        if order == Order::Descending {
-            return;
-        }
-        // As many of the newest go as leave a page that would be full without them.
-        while let Some(newest) = self.events.front() {
-            let (events, bytes) = (self.events.len() - 1, self.bytes - size(newest));
-            if !self.limits.reached(events, bytes) {
-                break;
-            }
-            self.bytes = bytes;
-            self.events.pop_front();
-            self.more = true;
-        }
-    }
-
-    fn page(self, order: Order) -> Page {
-        let mut events = Vec::from(self.events);
-        if order == Order::Ascending {
-            events.reverse();
-        }
-        Page { events, more: self.more }
-    }
-}
-
-fn size(event: &Event) -> usize {
-    event.key.len() + event.payload.len()
-}
-
-/// `candidate`, if it is a version of the key and newer than `best`: newer versions have lesser internal keys.
-fn better<'a>(
-    candidate: Option<&'a [u8]>,
-    prefix: &[u8],
-    best: Option<&(Vec<u8>, Stored)>,
-) -> Option<&'a [u8]> {
-    let internal = candidate.filter(|internal| internal.starts_with(prefix))?;
-    best.is_none_or(|(best, _)| internal < best.as_slice()).then_some(internal)
+    digest
 }
 
 fn is_in(partition: u32, internal: &[u8]) -> bool {
     internal.starts_with(&partition.to_be_bytes())
 }
 
-fn event(stored: Stored, internal: &[u8]) -> Result<Event, Error> {
+pub(super) fn event(stored: Stored, internal: &[u8]) -> Result<Event, Error> {
     stored.into_event(internal).ok_or_else(no_internal_key)
 }
 
 /// Behind a good checksum this takes a writer that was wrong; it is refused all the same.
-fn no_internal_key() -> Error {
+pub(super) fn no_internal_key() -> Error {
     Error::corrupt("a table", 0, "an internal key that is none")
 }

@@ -15,7 +15,7 @@ use crate::event::{KEY_SIZE_MAX, PAYLOAD_SIZE_LIMIT};
 
 /// Bytes before the contents.
 pub(crate) const HEADER_SIZE: usize = 16;
-/// The largest contents: one event of the largest size, or an index or a filter up to this.
+/// The largest contents: one event of the largest size, or any other block up to this.
 pub(crate) const BLOCK_SIZE_MAX: usize = 1 << 30;
 
 const _: () = assert!(PAYLOAD_SIZE_LIMIT + 4 * KEY_SIZE_MAX < BLOCK_SIZE_MAX);
@@ -26,10 +26,14 @@ const _: () = assert!(PAYLOAD_SIZE_LIMIT + 4 * KEY_SIZE_MAX < BLOCK_SIZE_MAX);
 pub(crate) enum Kind {
     /// Events.
     Data = 1,
-    /// The last key of each data block and where it lies.
+    /// Where each data block of a section begins and lies.
     Index = 2,
-    /// The Bloom filter.
+    /// The Bloom filter of a section.
     Filter = 3,
+    /// Where each section begins, and where its index and filter lie.
+    Sections = 4,
+    /// Counts and digest of each partition.
+    Partitions = 5,
 }
 
 /// How the contents are stored. DO NOT CHANGE or reuse a number: they are on disk.
@@ -76,11 +80,30 @@ pub(crate) fn encode(kind: Kind, contents: &[u8], compress: bool, out: &mut Vec<
     out[start..start + 4].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// The contents of the block that `bytes` is, all of it.
+/// The contents of the block that `bytes` is, all of it. What is not compressed shares the buffer.
 ///
 /// # Errors
 /// [`Damaged`] if the bytes are not a block of this kind, whole and as it was written.
 pub(crate) fn decode(kind: Kind, bytes: &Bytes) -> Result<Bytes, Damaged> {
+    match open(kind, bytes)? {
+        (stored, None) => Ok(bytes.slice_ref(stored)),
+        (stored, Some(raw)) => decompress(stored, raw),
+    }
+}
+
+/// As [`decode`], from a buffer that is used again: the contents are a copy.
+///
+/// # Errors
+/// As [`decode`].
+pub(crate) fn decode_copy(kind: Kind, bytes: &[u8]) -> Result<Bytes, Damaged> {
+    match open(kind, bytes)? {
+        (stored, None) => Ok(Bytes::copy_from_slice(stored)),
+        (stored, Some(raw)) => decompress(stored, raw),
+    }
+}
+
+/// What follows the envelope, and, if it is compressed, how large it was.
+fn open(kind: Kind, bytes: &[u8]) -> Result<(&[u8], Option<usize>), Damaged> {
     let (header, stored) = bytes.split_first_chunk::<HEADER_SIZE>().ok_or(Damaged)?;
     if crc32c::crc32c(&bytes[4..]) != le_u32(header, 0) && !mutation::is(Mutation::ServeUnchecked) {
         return Err(Damaged);
@@ -95,14 +118,21 @@ pub(crate) fn decode(kind: Kind, bytes: &Bytes) -> Result<Bytes, Damaged> {
     }
     match header[13] {
         compression if compression == Compression::None as u8 && raw == stored.len() => {
-            Ok(bytes.slice(HEADER_SIZE..))
+            Ok((stored, None))
         }
-        compression if compression == Compression::Lz4 as u8 => {
-            let contents = lz4_flex::block::decompress(stored, raw).map_err(|_| Damaged)?;
-            if contents.len() == raw { Ok(contents.into()) } else { Err(Damaged) }
-        }
+        compression if compression == Compression::Lz4 as u8 => Ok((stored, Some(raw))),
         _ => Err(Damaged),
     }
+}
+
+fn decompress(stored: &[u8], raw: usize) -> Result<Bytes, Damaged> {
+    // No byte of lz4 stands for more than 255: what claims more is refused before memory is taken for it.
+    if stored.len().saturating_mul(255) < raw {
+        return Err(Damaged);
+    }
+    let mut contents = vec![0; raw];
+    let size = lz4_flex::block::decompress_into(stored, &mut contents).map_err(|_| Damaged)?;
+    if size == raw { Ok(contents.into()) } else { Err(Damaged) }
 }
 
 fn length(bytes: &[u8]) -> u32 {
@@ -140,6 +170,7 @@ mod tests {
             let mut bytes = Vec::new();
             encode(Kind::Index, &contents, compress, &mut bytes);
             let bytes = Bytes::from(bytes);
+            prop_assert_eq!(decode_copy(Kind::Index, &bytes), Ok(contents.clone().into()));
             prop_assert_eq!(decode(Kind::Index, &bytes), Ok(contents.into()));
             prop_assert_eq!(decode(Kind::Data, &bytes), Err(Damaged));
             for cut in 0..bytes.len() {

@@ -1,4 +1,4 @@
-//! The Bloom filter of a table: which keys it may hold (Bloom, 1970; double hashing after Kirsch and Mitzenmacher, 2006).
+//! The Bloom filter of a section of a table: which keys it may hold (Bloom, 1970; double hashing after Kirsch and Mitzenmacher, 2006).
 //!
 //! Invariants:
 //!
@@ -32,7 +32,7 @@ impl Bloom {
     pub(crate) fn build(hashes: &[u64], bits_per_key: usize) -> Self {
         let mut bits = vec![0_u8; (hashes.len() * bits_per_key).div_ceil(8)];
         let count = bits.len() as u64 * 8;
-        for &hash in hashes {
+        for &hash in hashes.iter().filter(|_| 0 < count) {
             for bit in probes(hash, count) {
                 bits[bit / 8] |= 1 << (bit % 8);
             }
@@ -40,7 +40,7 @@ impl Bloom {
         Self { bits: bits.into() }
     }
 
-    /// From the bytes of [`Self::bytes`]. Any bytes are a filter; no bytes are one that holds nothing.
+    /// From the bytes of [`Self::bytes`]. Any bytes are a filter; no bytes are one that rules nothing out.
     pub(crate) fn from_bytes(bits: Bytes) -> Self {
         Self { bits }
     }
@@ -53,7 +53,8 @@ impl Bloom {
     /// Whether the key of this hash may have been added.
     pub(crate) fn may_contain(&self, hash: u64) -> bool {
         let count = self.bits.len() as u64 * 8;
-        0 < count && probes(hash, count).all(|bit| self.bits[bit / 8] & 1 << (bit % 8) != 0)
+        probes(hash, count)
+            .all(|bit| self.bits.get(bit / 8).is_none_or(|byte| byte & 1 << (bit % 8) != 0))
     }
 }
 
@@ -100,7 +101,8 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_filter_holds_nothing() {
-        assert!(!Bloom::build(&[], 10).may_contain(7));
+    fn no_bits_rule_nothing_out() {
+        assert!(Bloom::build(&hashes(1, 3), 0).may_contain(7));
+        assert!(Bloom::build(&[], 10).may_contain(7));
     }
 }

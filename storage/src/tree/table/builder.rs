@@ -1,16 +1,20 @@
-//! Writes a table: events in, in the order of internal keys; data blocks, index, filter and footer out.
+//! Writes a table: events in, in the order of internal keys; blocks and footer out.
 //!
 //! Invariants:
 //!
-//! - Memory held is one block, one write buffer, the index, and 8 bytes for each distinct key.
+//! - Memory held is one data block, one write buffer, index and filter of one section, and some bytes for each section
+//!   and each partition: it does not grow with the events.
 //! - A table counts only after [`TableBuilder::finish`] synced it: a file without footer is an orphan.
+
+use std::mem;
 
 use starling_clock::Stamp;
 
 use super::block::{self, Kind};
 use super::bloom::{self, Bloom};
-use super::entries::EntriesBuilder;
+use super::entries::{EntriesBuilder, RESTART_INTERVAL, SEARCHED_RESTART_INTERVAL, common_prefix};
 use super::footer::{Bounds, Footer, Handle};
+use super::partitions::{PartitionSummary, PartitionsBuilder};
 use crate::TreeConfig;
 use crate::disk::{Disk, DiskFile};
 use crate::error::Error;
@@ -21,8 +25,12 @@ use crate::tree::sync_failed;
 
 /// Bytes gathered before they are written.
 const WRITE_SIZE: usize = 256 << 10;
-/// A table whose index grew to this is full, whatever its size: the index is held in memory.
-const INDEX_SIZE_MAX: usize = 64 << 20;
+/// A table whose list of sections grew to this is full, whatever its size: the list is held in memory.
+const SECTIONS_SIZE_MAX: usize = 16 << 20;
+/// A section whose index is as large as so many data blocks is full.
+const SECTION_BLOCKS: usize = 2;
+/// A section with so many keys is full, whatever its size, so that no filter is large.
+const SECTION_KEYS_MAX: usize = 1 << 16;
 
 /// A table in the making.
 pub(crate) struct TableBuilder<D: Disk> {
@@ -35,8 +43,17 @@ pub(crate) struct TableBuilder<D: Disk> {
     /// Bytes that follow those.
     buffer: Vec<u8>,
     block: EntriesBuilder,
+    /// What the block being filled begins with: above all keys before it, not above any in it.
+    block_lower: Vec<u8>,
     index: EntriesBuilder,
+    /// The same for the section being filled.
+    section_lower: Vec<u8>,
+    /// Of the keys in that section.
     hashes: Vec<u64>,
+    sections: EntriesBuilder,
+    partitions: PartitionsBuilder,
+    /// The partition whose events are being added, and what is known of them.
+    partition: Option<(u32, PartitionSummary)>,
     /// The key whose versions are being added.
     prefix: Vec<u8>,
     bounds: Bounds,
@@ -59,9 +76,14 @@ impl<D: Disk> TableBuilder<D> {
             config: config.clone(),
             written: 0,
             buffer: Vec::new(),
-            block: EntriesBuilder::default(),
-            index: EntriesBuilder::default(),
+            block: EntriesBuilder::new(RESTART_INTERVAL),
+            block_lower: Vec::new(),
+            index: EntriesBuilder::new(SEARCHED_RESTART_INTERVAL),
+            section_lower: Vec::new(),
             hashes: Vec::new(),
+            sections: EntriesBuilder::new(RESTART_INTERVAL),
+            partitions: PartitionsBuilder::new(),
+            partition: None,
             prefix: Vec::new(),
             bounds: Bounds {
                 partition_least: u32::MAX,
@@ -71,6 +93,7 @@ impl<D: Disk> TableBuilder<D> {
                 events: 0,
                 deletes: 0,
                 keys: 0,
+                bytes: 0,
             },
         })
     }
@@ -83,7 +106,7 @@ impl<D: Disk> TableBuilder<D> {
     /// Whether it is time to begin another table.
     pub(crate) fn is_full(&self) -> bool {
         let bytes = self.written + self.buffer.len() as u64;
-        self.config.table_bytes_max <= bytes || INDEX_SIZE_MAX <= self.index.size()
+        self.config.table_bytes_max <= bytes || SECTIONS_SIZE_MAX <= self.sections.size()
     }
 
     /// Appends an event.
@@ -91,27 +114,16 @@ impl<D: Disk> TableBuilder<D> {
     /// # Panics
     /// If `internal` is not above the internal key added before, or none at all.
     pub(crate) fn add(&mut self, internal: &[u8], stored: &Stored) -> Result<(), Error> {
-        let partition = internal_key::partition_of(internal).expect("an internal key");
-        let stamp = internal_key::stamp_of(internal).expect("an internal key");
-        let prefix = internal_key::prefix_of(internal);
-        if self.bounds.keys == 0 || self.prefix != prefix {
-            self.prefix.clear();
-            self.prefix.extend_from_slice(prefix);
-            self.hashes.push(bloom::key_hash(prefix));
-            self.bounds.keys += 1;
-        }
-        self.bounds.partition_least = self.bounds.partition_least.min(partition);
-        self.bounds.partition_greatest = self.bounds.partition_greatest.max(partition);
-        self.bounds.stamp_least = self.bounds.stamp_least.min(stamp);
-        self.bounds.stamp_greatest = self.bounds.stamp_greatest.max(stamp);
-        self.bounds.events += 1;
-        self.bounds.deletes += u64::from(stored.action == Action::Delete);
-
-        let entry = internal.len() + stored.payload.len();
+        let header = stored.header();
+        let entry = internal.len() + header.len() + stored.payload.len();
         if !self.block.is_empty() && self.config.block_bytes < self.block.size() + entry {
             self.end_block()?;
         }
-        self.block.add(internal, &[&stored.header(), &stored.payload]);
+        if self.block.is_empty() {
+            self.begin_block(internal);
+        }
+        self.note(internal, stored);
+        self.block.add(internal, &[&header, &stored.payload]);
         Ok(())
     }
 
@@ -128,23 +140,107 @@ impl<D: Disk> TableBuilder<D> {
     pub(crate) fn finish(&mut self) -> Result<u64, Error> {
         assert!(0 < self.bounds.events);
         self.end_block()?;
-        let mut index = std::mem::take(&mut self.index);
-        let index = self.end(Kind::Index, index.finish(), true);
-        let filter = Bloom::build(&self.hashes, self.config.bloom_bits_per_key);
-        let filter = self.end(Kind::Filter, filter.bytes(), false);
-        let footer = Footer { table: self.number, index, filter, bounds: self.bounds };
+        self.end_section();
+        self.end_partition();
+        // The least that is above the last key ends the last section.
+        let upper = [self.block.last_key(), &[0]].concat();
+        self.sections.add(&upper, &[]);
+        let mut sections = mem::replace(&mut self.sections, EntriesBuilder::new(1));
+        let sections = self.end(Kind::Sections, sections.finish(), true);
+        let mut partitions = mem::replace(&mut self.partitions, PartitionsBuilder::new());
+        let partitions = self.end(Kind::Partitions, partitions.finish(), true);
+        let footer = Footer { table: self.number, sections, partitions, bounds: self.bounds };
         self.buffer.extend_from_slice(&footer.encode());
         self.sync()?;
         Ok(self.written)
     }
 
+    /// Takes the event into what is told of the table, the section and the partition as a whole.
+    fn note(&mut self, internal: &[u8], stored: &Stored) {
+        let partition = internal_key::partition_of(internal).expect("an internal key");
+        let stamp = internal_key::stamp_of(internal).expect("an internal key");
+        if self.partition.as_ref().is_none_or(|(current, _)| *current != partition) {
+            self.end_partition();
+            self.partition = Some((partition, PartitionSummary::default()));
+        }
+        let (_, summary) = self.partition.as_mut().expect("just set");
+        let prefix = internal_key::prefix_of(internal);
+        let is_new = self.bounds.events == 0 || self.prefix != prefix;
+        if is_new {
+            self.prefix.clear();
+            self.prefix.extend_from_slice(prefix);
+            self.bounds.keys += 1;
+            summary.keys += 1;
+        }
+        // The filter of each section that has versions of a key has the key.
+        if is_new || self.hashes.is_empty() {
+            self.hashes.push(bloom::key_hash(prefix));
+        }
+        let bytes = (internal.len() + stored.payload.len()) as u64;
+        let deletes = u64::from(stored.action == Action::Delete);
+        summary.digest.add(internal_key::id_hash(internal));
+        summary.deletes += deletes;
+        summary.bytes += bytes;
+        let bounds = &mut self.bounds;
+        bounds.partition_least = bounds.partition_least.min(partition);
+        bounds.partition_greatest = bounds.partition_greatest.max(partition);
+        bounds.stamp_least = bounds.stamp_least.min(stamp);
+        bounds.stamp_greatest = bounds.stamp_greatest.max(stamp);
+        bounds.events += 1;
+        bounds.deletes += deletes;
+        bounds.bytes += bytes;
+    }
+
+    /// The block to come begins with the shortest part of its first key that is above the key before, but in the first
+    /// block of the table, where the whole key tells what lies before the table.
+    fn begin_block(&mut self, first: &[u8]) {
+        let before = self.block.last_key();
+        let lower = match self.bounds.events {
+            0 => first,
+            _ => &first[..=common_prefix(before, first)],
+        };
+        self.block_lower.clear();
+        self.block_lower.extend_from_slice(lower);
+        if self.index.is_empty() {
+            self.section_lower.clear();
+            self.section_lower.extend_from_slice(lower);
+        }
+    }
+
     fn end_block(&mut self) -> Result<(), Error> {
-        let mut block = std::mem::take(&mut self.block);
+        let mut block = mem::replace(&mut self.block, EntriesBuilder::new(RESTART_INTERVAL));
         let handle = self.end(Kind::Data, block.finish(), true);
-        self.index.add(block.last_key(), &[&handle.to_bytes()]);
         block.clear();
         self.block = block;
+        self.index.add(&self.block_lower, &[&handle.to_bytes()]);
+        if SECTION_BLOCKS * self.config.block_bytes <= self.index.size()
+            || SECTION_KEYS_MAX <= self.hashes.len()
+        {
+            self.end_section();
+        }
         if WRITE_SIZE <= self.buffer.len() { self.write_buffer() } else { Ok(()) }
+    }
+
+    fn end_section(&mut self) {
+        if self.index.is_empty() {
+            return;
+        }
+        let filter = Bloom::build(&self.hashes, self.config.bloom_bits_per_key);
+        self.hashes.clear();
+        let filter = self.end(Kind::Filter, filter.bytes(), false);
+        let fresh = EntriesBuilder::new(SEARCHED_RESTART_INTERVAL);
+        let mut index = mem::replace(&mut self.index, fresh);
+        let handle = self.end(Kind::Index, index.finish(), true);
+        index.clear();
+        self.index = index;
+        let value = [handle.to_bytes(), filter.to_bytes()];
+        self.sections.add(&self.section_lower, &[value.as_flattened()]);
+    }
+
+    fn end_partition(&mut self) {
+        if let Some((partition, summary)) = self.partition.take() {
+            self.partitions.add(partition, &summary);
+        }
     }
 
     fn end(&mut self, kind: Kind, contents: &[u8], compress: bool) -> Handle {

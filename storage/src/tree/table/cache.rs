@@ -1,4 +1,4 @@
-//! The block cache: decoded data blocks of all tables, bounded in bytes.
+//! The block cache: decoded blocks of all tables, indexes and filters too, bounded in bytes.
 //!
 //! Invariants:
 //!
@@ -11,6 +11,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
 
+use super::bloom::Bloom;
 use super::entries::Entries;
 
 /// Locks that the cache is divided among.
@@ -21,9 +22,25 @@ const BLOCK_OVERHEAD: u64 = 128;
 /// Where a block is from: table and offset.
 type BlockKey = (u64, u64);
 
-/// Decoded data blocks.
+/// What is cached.
+#[derive(Clone)]
+pub(crate) enum CachedBlock {
+    Entries(Entries),
+    Filter(Bloom),
+}
+
+impl CachedBlock {
+    fn size(&self) -> usize {
+        match self {
+            Self::Entries(entries) => entries.size(),
+            Self::Filter(filter) => filter.bytes().len(),
+        }
+    }
+}
+
+/// Decoded blocks.
 pub(crate) struct BlockCache {
-    cache: Cache<BlockKey, Entries, BlockWeighter, BuildHasherDefault<BlockHasher>>,
+    cache: Cache<BlockKey, CachedBlock, BlockWeighter, BuildHasherDefault<BlockHasher>>,
 }
 
 impl BlockCache {
@@ -41,11 +58,11 @@ impl BlockCache {
         Self { cache: Cache::with_options(options, BlockWeighter, hasher, lifecycle) }
     }
 
-    pub(crate) fn get(&self, table: u64, offset: u64) -> Option<Entries> {
+    pub(crate) fn get(&self, table: u64, offset: u64) -> Option<CachedBlock> {
         self.cache.get(&(table, offset))
     }
 
-    pub(crate) fn insert(&self, table: u64, offset: u64, block: Entries) {
+    pub(crate) fn insert(&self, table: u64, offset: u64, block: CachedBlock) {
         self.cache.insert((table, offset), block);
     }
 
@@ -58,8 +75,8 @@ impl BlockCache {
 #[derive(Clone)]
 struct BlockWeighter;
 
-impl Weighter<BlockKey, Entries> for BlockWeighter {
-    fn weight(&self, _key: &BlockKey, block: &Entries) -> u64 {
+impl Weighter<BlockKey, CachedBlock> for BlockWeighter {
+    fn weight(&self, _key: &BlockKey, block: &CachedBlock) -> u64 {
         block.size() as u64 + BLOCK_OVERHEAD
     }
 }
@@ -92,10 +109,11 @@ mod tests {
     use super::*;
     use crate::tree::table::entries::EntriesBuilder;
 
-    fn block(size: usize) -> Entries {
-        let mut builder = EntriesBuilder::default();
+    fn block(size: usize) -> CachedBlock {
+        let mut builder = EntriesBuilder::new(1);
         builder.add(b"key", &[&vec![0; size]]);
-        Entries::new(Bytes::copy_from_slice(builder.finish())).expect("just built")
+        let entries = Entries::new(Bytes::copy_from_slice(builder.finish()));
+        CachedBlock::Entries(entries.expect("just built"))
     }
 
     #[test]
@@ -115,6 +133,17 @@ mod tests {
         assert!(cache.get(1, 0).is_some());
         assert!(cache.get(1, 1).is_none());
         assert!(cache.get(2, 0).is_none());
+    }
+
+    #[test]
+    fn filters_count_as_well() {
+        let cache = BlockCache::new(1 << 20, 8 << 10);
+        for offset in 0..1000 {
+            let filter = Bloom::from_bytes(vec![0; 8 << 10].into());
+            cache.insert(1, offset, CachedBlock::Filter(filter));
+            assert!(cache.bytes() <= 1 << 20);
+        }
+        assert!(1 << 19 < cache.bytes());
     }
 
     #[test]

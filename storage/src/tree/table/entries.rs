@@ -1,11 +1,14 @@
-//! What data and index blocks contain: sorted entries with shared prefixes, and restart points to search by
+//! What most blocks contain: sorted entries with shared prefixes, and restart points to search by
 //! (the block of `LevelDB`, `doc/table_format.md`). See `FORMAT.md`, "Table entries".
 //!
 //! Invariants:
 //!
 //! - Keys rise strictly within a block.
-//! - Every [`RESTART_INTERVAL`]-th entry is written whole, and its offset stands in the list at the end.
+//! - An entry at a restart point is written whole, and its offset stands in the list at the end. The first entry is
+//!   one; how many entries lie between is the writer's choice, and no reader's business.
 //! - Any bytes can be read: what does not parse is [`Damaged`], never a panic, also behind a good checksum.
+//!
+//! A search builds no key and takes no memory: what a search has met of its target says all that it needs.
 
 use std::cmp::Ordering;
 use std::ops::Range;
@@ -14,12 +17,14 @@ use bytes::Bytes;
 
 use super::block::Damaged;
 
-/// Entries from one restart point to the next.
+/// Entries from one restart point of a block to the next, where blocks are read one after the other.
 pub(crate) const RESTART_INTERVAL: usize = 16;
+/// The same where blocks are searched only.
+pub(crate) const SEARCHED_RESTART_INTERVAL: usize = 2;
 
 /// Lays entries out. Reused from block to block.
-#[derive(Default)]
 pub(crate) struct EntriesBuilder {
+    interval: usize,
     bytes: Vec<u8>,
     restarts: Vec<u32>,
     last_key: Vec<u8>,
@@ -27,17 +32,26 @@ pub(crate) struct EntriesBuilder {
 }
 
 impl EntriesBuilder {
+    /// A builder that writes every `interval`-th key whole.
+    pub(crate) fn new(interval: usize) -> Self {
+        assert!(0 < interval);
+        let (bytes, restarts, last_key) = (Vec::new(), Vec::new(), Vec::new());
+        Self { interval, bytes, restarts, last_key, count: 0 }
+    }
+
     /// Appends an entry whose value is the concatenation of `value`.
     ///
     /// # Panics
     /// If `key` is not above the one before.
     pub(crate) fn add(&mut self, key: &[u8], value: &[&[u8]]) {
-        assert!(self.count == 0 || self.last_key.as_slice() < key, "keys rise strictly");
-        let shared = if self.count.is_multiple_of(RESTART_INTERVAL) {
+        let common = common_prefix(&self.last_key, key);
+        let rises = self.last_key[common..] < key[common..];
+        assert!(self.count == 0 || rises, "keys rise strictly");
+        let shared = if self.count.is_multiple_of(self.interval) {
             self.restarts.push(u32::try_from(self.bytes.len()).expect("bounded by BLOCK_SIZE_MAX"));
             0
         } else {
-            self.last_key.iter().zip(key).take_while(|(left, right)| left == right).count()
+            common
         };
         put_varint(shared, &mut self.bytes);
         put_varint(key.len() - shared, &mut self.bytes);
@@ -46,8 +60,8 @@ impl EntriesBuilder {
         for part in value {
             self.bytes.extend_from_slice(part);
         }
-        self.last_key.clear();
-        self.last_key.extend_from_slice(key);
+        self.last_key.truncate(common);
+        self.last_key.extend_from_slice(&key[common..]);
         self.count += 1;
     }
 
@@ -60,7 +74,7 @@ impl EntriesBuilder {
         self.count == 0
     }
 
-    /// The key added last.
+    /// The key added last, empty before the first; it stays after [`Self::clear`].
     pub(crate) fn last_key(&self) -> &[u8] {
         &self.last_key
     }
@@ -78,18 +92,30 @@ impl EntriesBuilder {
     pub(crate) fn clear(&mut self) {
         self.bytes.clear();
         self.restarts.clear();
-        self.last_key.clear();
         self.count = 0;
     }
 }
 
 /// The contents of a block, ready to be searched. A clone is a reference count.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Entries {
     bytes: Bytes,
     /// Where the entries end and the list of restart points begins.
     list_start: usize,
     restarts: usize,
+}
+
+/// An entry that a search found.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Where it begins.
+    at: usize,
+    /// So many bytes of its key are the first ones of the target.
+    pub(crate) shared: usize,
+    /// Where the rest of its key lies.
+    pub(crate) suffix: Range<usize>,
+    /// Where its value lies.
+    pub(crate) value: Range<usize>,
 }
 
 impl Entries {
@@ -109,6 +135,83 @@ impl Entries {
         self.bytes.len()
     }
 
+    /// Whether the key of `found`, by a search for `target`, begins with the first `size` bytes of `target`.
+    pub(crate) fn begins_with(&self, found: &Found, target: &[u8], size: usize) -> bool {
+        let rest = target[..size].get(found.shared..).unwrap_or_default();
+        self.slice(found.suffix.clone()).starts_with(rest)
+    }
+
+    /// The bytes of a [`Found`] range.
+    pub(crate) fn slice(&self, range: Range<usize>) -> &[u8] {
+        &self.bytes[range]
+    }
+
+    /// The same as a value of its own: a copy of what is small, and a part of the block, which it keeps, of what is
+    /// most of it.
+    pub(crate) fn value(&self, range: Range<usize>) -> Bytes {
+        if range.len() < self.bytes.len() / 2 {
+            Bytes::copy_from_slice(&self.bytes[range])
+        } else {
+            self.bytes.slice(range)
+        }
+    }
+
+    /// The first entry whose key is `target` or above it.
+    pub(crate) fn find(&self, target: &[u8]) -> Result<Option<Found>, Damaged> {
+        if self.restarts == 0 {
+            return Ok(None);
+        }
+        let mut at = self.restart(self.restart_before(target)?)?;
+        // How many bytes of the target the entry before begins with: it was below the target.
+        let mut matched = 0;
+        while at < self.list_start {
+            let Header { shared, suffix, value } = self.header(at)?;
+            // What shares more than that with the one before differs from the target where that did.
+            if shared <= matched {
+                let (rest, wanted) = (&self.bytes[suffix.clone()], &target[shared..]);
+                let common = common_prefix(rest, wanted);
+                if wanted[common..] <= rest[common..] {
+                    return Ok(Some(Found { at, shared, suffix, value }));
+                }
+                matched = shared + common;
+            }
+            at = value.end;
+        }
+        Ok(None)
+    }
+
+    /// Where the value of the last entry lies whose key is not above `target`, and the entry after that; or else where
+    /// that of the first entry lies.
+    pub(crate) fn find_floor(
+        &self,
+        target: &[u8],
+    ) -> Result<Option<(Range<usize>, Option<Found>)>, Damaged> {
+        let mut floor = None;
+        if self.restarts == 0 {
+            return Ok(floor);
+        }
+        let mut at = self.restart(self.restart_before(target)?)?;
+        let mut matched = 0;
+        while at < self.list_start {
+            let Header { shared, suffix, value } = self.header(at)?;
+            let end = value.end;
+            // As in `find`.
+            if shared <= matched {
+                let (rest, wanted) = (&self.bytes[suffix.clone()], &target[shared..]);
+                let common = common_prefix(rest, wanted);
+                matched = shared + common;
+                if wanted[common..] < rest[common..] {
+                    let Some((_, next)) = &mut floor else { return Ok(Some((value, None))) };
+                    *next = Some(Found { at, shared, suffix, value });
+                    break;
+                }
+            }
+            floor = Some((value, None));
+            at = end;
+        }
+        Ok(floor)
+    }
+
     fn restart(&self, index: usize) -> Result<usize, Damaged> {
         assert!(index < self.restarts);
         let list = &self.bytes[self.list_start + 4 * index..];
@@ -117,15 +220,24 @@ impl Entries {
     }
 
     fn header(&self, offset: usize) -> Result<Header, Damaged> {
-        let mut rest = &self.bytes[offset..self.list_start];
-        let before = rest.len();
-        let shared = take_varint(&mut rest)?;
-        let unshared = take_varint(&mut rest)?;
-        let value = take_varint(&mut rest)?;
-        let suffix_start = offset + before - rest.len();
-        if rest.len() < unshared || rest.len() - unshared < value {
+        let rest = &self.bytes[offset..self.list_start];
+        // Nearly every length is below 128.
+        let (shared, unshared, value, length) = match *rest {
+            [shared, unshared, value, ..] if (shared | unshared | value) < 0x80 => {
+                (usize::from(shared), usize::from(unshared), usize::from(value), 3)
+            }
+            _ => {
+                let mut left = rest;
+                let shared = take_varint(&mut left)?;
+                let unshared = take_varint(&mut left)?;
+                (shared, unshared, take_varint(&mut left)?, rest.len() - left.len())
+            }
+        };
+        let left = rest.len() - length;
+        if left < unshared || left - unshared < value {
             return Err(Damaged);
         }
+        let suffix_start = offset + length;
         let value_start = suffix_start + unshared;
         Ok(Header {
             shared,
@@ -148,7 +260,21 @@ impl Entries {
                 Ordering::Equal | Ordering::Greater => high = middle,
             }
         }
-        self.restart(low)
+        Ok(low)
+    }
+
+    /// The last restart point before this offset, which is that of an entry but the first.
+    fn restart_before_offset(&self, offset: usize) -> Result<usize, Damaged> {
+        let (mut low, mut high) = (0, self.restarts);
+        while low + 1 < high {
+            let middle = low.midpoint(high);
+            if self.restart(middle)? < offset {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        Ok(low)
     }
 }
 
@@ -158,65 +284,115 @@ struct Header {
     value: Range<usize>,
 }
 
-/// Walks the entries of a block in order.
+/// An entry behind the cursor, met on the way from the restart point before it.
 #[derive(Debug)]
-pub(crate) struct EntriesCursor {
-    entries: Entries,
-    next: usize,
-    valid: bool,
-    key: Vec<u8>,
+struct Passed {
+    at: usize,
+    key: Range<usize>,
     value: Range<usize>,
 }
 
+/// Walks the entries of a block forwards and backwards.
+#[derive(Debug)]
+pub(crate) struct EntriesCursor {
+    entries: Entries,
+    /// Offset of the entry that the cursor is on.
+    at: usize,
+    valid: bool,
+    key: Vec<u8>,
+    value: Range<usize>,
+    /// What lies between the restart point before and the cursor, if it was asked for.
+    passed: Vec<Passed>,
+    passed_keys: Vec<u8>,
+}
+
 impl EntriesCursor {
-    /// A cursor on no entry: call [`Self::first`] or [`Self::seek`].
+    /// A cursor on no entry: call one of the methods that move it.
     pub(crate) fn new(entries: Entries) -> Self {
-        Self { entries, next: 0, valid: false, key: Vec::new(), value: 0..0 }
+        Self {
+            entries,
+            at: 0,
+            valid: false,
+            key: Vec::new(),
+            value: 0..0,
+            passed: Vec::new(),
+            passed_keys: Vec::new(),
+        }
+    }
+
+    /// Whether there are entries to be on.
+    pub(crate) fn is_loaded(&self) -> bool {
+        0 < self.entries.restarts
+    }
+
+    /// Goes on with other entries, on none of them.
+    pub(crate) fn reset(&mut self, entries: Entries) {
+        self.entries = entries;
+        self.valid = false;
+        self.passed.clear();
     }
 
     /// Moves to the first entry.
     pub(crate) fn first(&mut self) -> Result<(), Damaged> {
-        self.next = 0;
-        self.key.clear();
-        self.valid = false;
-        self.advance()
+        self.leave();
+        self.enter(0)
     }
 
-    /// Moves to the first entry whose key is `target` or above it.
+    /// Moves to the last entry.
+    pub(crate) fn last(&mut self) -> Result<(), Damaged> {
+        self.leave();
+        self.retreat_from(self.entries.list_start)
+    }
+
+    /// Moves to the first entry whose key is `target` or above it, or off the end.
     pub(crate) fn seek(&mut self, target: &[u8]) -> Result<(), Damaged> {
-        self.valid = false;
-        if self.entries.restarts == 0 {
+        self.leave();
+        let Some(found) = self.entries.find(target)? else { return Ok(()) };
+        self.key.extend_from_slice(&target[..found.shared]);
+        self.key.extend_from_slice(self.entries.slice(found.suffix.clone()));
+        self.at = found.at;
+        self.value = found.value;
+        self.valid = true;
+        Ok(())
+    }
+
+    /// Moves to the last entry whose key is below `target`, or off the front.
+    pub(crate) fn seek_before(&mut self, target: &[u8]) -> Result<(), Damaged> {
+        self.seek(target)?;
+        if self.valid { self.retreat() } else { self.last() }
+    }
+
+    /// Moves to the last entry whose key is not above `target`, or to the first one.
+    pub(crate) fn seek_floor(&mut self, target: &[u8]) -> Result<(), Damaged> {
+        self.seek(target)?;
+        if self.valid && self.key == target {
             return Ok(());
         }
-        self.next = self.entries.restart_before(target)?;
-        self.key.clear();
-        self.advance()?;
-        while self.valid && self.key.as_slice() < target {
-            self.advance()?;
+        if self.valid {
+            self.retreat()?
+        } else {
+            self.last()?
         }
-        Ok(())
+        if self.valid { Ok(()) } else { self.first() }
     }
 
     /// Moves to the next entry, or off the end.
     pub(crate) fn advance(&mut self) -> Result<(), Damaged> {
-        if self.next == self.entries.list_start {
-            self.valid = false;
+        if !self.valid {
             return Ok(());
         }
-        let was_valid = self.valid;
         self.valid = false;
-        let header = self.entries.header(self.next)?;
-        let suffix = &self.entries.bytes[header.suffix];
-        let rises = self.key.get(header.shared..).ok_or(Damaged)? < suffix;
-        if was_valid && !rises {
-            return Err(Damaged);
+        self.passed.clear();
+        self.enter(self.value.end)
+    }
+
+    /// Moves to the entry before, or off the front.
+    pub(crate) fn retreat(&mut self) -> Result<(), Damaged> {
+        if !self.valid {
+            return Ok(());
         }
-        self.key.truncate(header.shared);
-        self.key.extend_from_slice(suffix);
-        self.next = header.value.end;
-        self.value = header.value;
-        self.valid = true;
-        Ok(())
+        self.valid = false;
+        self.retreat_from(self.at)
     }
 
     /// Whether the cursor is on an entry.
@@ -231,14 +407,102 @@ impl EntriesCursor {
         &self.key
     }
 
-    /// A slice of the block: keeping it keeps the block.
+    /// # Panics
+    /// If the cursor is on no entry.
+    pub(crate) fn value(&self) -> &[u8] {
+        assert!(self.valid);
+        self.entries.slice(self.value.clone())
+    }
+
+    /// The part of the value from `from` on as a value of its own: see [`Entries::value`].
+    ///
+    /// # Panics
+    /// If the cursor is on no entry, or its value is shorter than that.
+    pub(crate) fn value_from(&self, from: usize) -> Bytes {
+        assert!(self.valid);
+        self.entries.value(self.value.start + from..self.value.end)
+    }
+
+    /// The block, and where in it the value lies.
     ///
     /// # Panics
     /// If the cursor is on no entry.
-    pub(crate) fn value(&self) -> Bytes {
+    pub(crate) fn into_value(self) -> (Entries, Range<usize>) {
         assert!(self.valid);
-        self.entries.bytes.slice(self.value.clone())
+        (self.entries, self.value)
     }
+
+    fn leave(&mut self) {
+        self.valid = false;
+        self.key.clear();
+        self.passed.clear();
+    }
+
+    /// Moves to the entry at this offset; the key is that of the one before, or empty.
+    fn enter(&mut self, offset: usize) -> Result<(), Damaged> {
+        if offset == self.entries.list_start {
+            return Ok(());
+        }
+        let header = self.entries.header(offset)?;
+        let suffix = &self.entries.bytes[header.suffix];
+        let rises = offset == 0 || self.key.get(header.shared..).ok_or(Damaged)? < suffix;
+        if !rises || self.key.len() < header.shared {
+            return Err(Damaged);
+        }
+        self.key.truncate(header.shared);
+        self.key.extend_from_slice(suffix);
+        self.at = offset;
+        self.value = header.value;
+        self.valid = true;
+        Ok(())
+    }
+
+    /// Moves to the last entry that begins before this offset.
+    fn retreat_from(&mut self, offset: usize) -> Result<(), Damaged> {
+        if self.passed.is_empty() {
+            self.pass(offset)?;
+        }
+        let Some(Passed { at, key, value }) = self.passed.pop() else { return Ok(()) };
+        self.key.clear();
+        self.key.extend_from_slice(&self.passed_keys[key]);
+        (self.at, self.value, self.valid) = (at, value, true);
+        Ok(())
+    }
+
+    /// Reads the entries from the restart point before `offset` up to there.
+    fn pass(&mut self, offset: usize) -> Result<(), Damaged> {
+        self.passed_keys.clear();
+        if self.entries.restarts == 0 {
+            return Ok(());
+        }
+        let mut at = self.entries.restart(self.entries.restart_before_offset(offset)?)?;
+        let mut before = 0..0;
+        while at < offset {
+            let Header { shared, suffix, value } = self.entries.header(at)?;
+            if before.len() < shared {
+                return Err(Damaged);
+            }
+            let start = self.passed_keys.len();
+            self.passed_keys.extend_from_within(before.start..before.start + shared);
+            self.passed_keys.extend_from_slice(&self.entries.bytes[suffix]);
+            let key = start..self.passed_keys.len();
+            if !before.is_empty() && self.passed_keys[key.clone()] <= self.passed_keys[before] {
+                return Err(Damaged);
+            }
+            before = key.clone();
+            self.passed.push(Passed { at, key, value: value.clone() });
+            at = value.end;
+        }
+        Ok(())
+    }
+}
+
+/// How many bytes both begin with.
+pub(crate) fn common_prefix(left: &[u8], right: &[u8]) -> usize {
+    let words = left.chunks_exact(8).zip(right.chunks_exact(8));
+    let equal = 8 * words.take_while(|(left, right)| left == right).count();
+    let rest = left[equal..].iter().zip(&right[equal..]);
+    equal + rest.take_while(|(left, right)| left == right).count()
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "seven bits a byte")]
@@ -272,10 +536,10 @@ mod tests {
 
     use super::*;
 
-    type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+    type Pair = (Vec<u8>, Vec<u8>);
 
-    fn build(model: &Model) -> Entries {
-        let mut builder = EntriesBuilder::default();
+    fn build(model: &[Pair], interval: usize) -> Entries {
+        let mut builder = EntriesBuilder::new(interval);
         for (key, value) in model {
             builder.add(key, &[value]);
         }
@@ -283,44 +547,128 @@ mod tests {
         Entries::new(Bytes::copy_from_slice(builder.finish())).expect("just built")
     }
 
-    type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
-
-    fn rest(cursor: &mut EntriesCursor) -> Result<Pairs, Damaged> {
-        let mut found = Vec::new();
-        while cursor.valid() {
-            found.push((cursor.key().to_vec(), cursor.value().to_vec()));
-            cursor.advance()?;
-        }
-        Ok(found)
+    fn pair(cursor: &EntriesCursor) -> Option<Pair> {
+        cursor.valid().then(|| (cursor.key().to_vec(), cursor.value().to_vec()))
     }
 
     fn key() -> impl Strategy<Value = Vec<u8>> {
-        prop::collection::vec(0..3_u8, 0..6)
+        prop::collection::vec(0..3_u8, 0..12)
+    }
+
+    #[derive(Clone, Debug)]
+    enum Move {
+        First,
+        Last,
+        Seek(Vec<u8>),
+        SeekBefore(Vec<u8>),
+        SeekFloor(Vec<u8>),
+        Advance(usize),
+        Retreat(usize),
+    }
+
+    fn any_move() -> impl Strategy<Value = Move> {
+        prop_oneof![
+            Just(Move::First),
+            Just(Move::Last),
+            key().prop_map(Move::Seek),
+            key().prop_map(Move::SeekBefore),
+            key().prop_map(Move::SeekFloor),
+            (1..40_usize).prop_map(Move::Advance),
+            (1..40_usize).prop_map(Move::Retreat),
+        ]
+    }
+
+    fn run(cursor: &mut EntriesCursor, step: &Move) -> Result<(), Damaged> {
+        match step {
+            Move::First => cursor.first(),
+            Move::Last => cursor.last(),
+            Move::Seek(target) => cursor.seek(target),
+            Move::SeekBefore(target) => cursor.seek_before(target),
+            Move::SeekFloor(target) => cursor.seek_floor(target),
+            Move::Advance(times) => (0..*times).try_for_each(|_| cursor.advance()),
+            Move::Retreat(times) => (0..*times).try_for_each(|_| cursor.retreat()),
+        }
+    }
+
+    /// Where the move leads to in a sorted vector.
+    fn moved(model: &[Pair], at: Option<usize>, step: &Move) -> Option<usize> {
+        let below = |target: &Vec<u8>| model.partition_point(|(key, _)| key < target);
+        let not_above = |target: &Vec<u8>| model.partition_point(|(key, _)| key <= target);
+        let index = match step {
+            Move::First => Some(0),
+            Move::Last => model.len().checked_sub(1),
+            Move::Seek(target) => Some(below(target)),
+            Move::SeekBefore(target) => below(target).checked_sub(1),
+            Move::SeekFloor(target) => Some(not_above(target).saturating_sub(1)),
+            Move::Advance(times) => at.map(|at| at + times),
+            Move::Retreat(times) => at.and_then(|at| at.checked_sub(*times)),
+        };
+        index.filter(|index| *index < model.len())
     }
 
     proptest! {
         #[test]
-        fn reads_what_was_added(
+        fn a_cursor_goes_as_in_a_sorted_vector(
             model in prop::collection::btree_map(key(), prop::collection::vec(any::<u8>(), 0..200), 0..100),
-            targets in prop::collection::vec(key(), 10),
+            steps in prop::collection::vec(any_move(), 1..60), interval in 1..20_usize,
         ) {
-            let mut cursor = EntriesCursor::new(build(&model));
-            cursor.first().expect("sound");
-            let all: Vec<_> = model.clone().into_iter().collect();
-            prop_assert_eq!(rest(&mut cursor).expect("sound"), all);
-            for target in targets {
-                cursor.seek(&target).expect("sound");
-                let wanted: Vec<_> = model.range(target..).map(|(k, v)| (k.clone(), v.clone())).collect();
-                prop_assert_eq!(rest(&mut cursor).expect("sound"), wanted);
+            let model: Vec<Pair> = BTreeMap::into_iter(model).collect();
+            let entries = build(&model, interval);
+            let mut cursor = EntriesCursor::new(entries.clone());
+            let mut at = None;
+            for step in &steps {
+                run(&mut cursor, step).expect("sound");
+                at = moved(&model, at, step);
+                prop_assert_eq!(pair(&cursor), at.map(|at| model[at].clone()), "after {:?}", step);
+                if let Move::SeekFloor(target) = step {
+                    let key = |found: Found| [&target[..found.shared], entries.slice(found.suffix)].concat();
+                    let floor = entries.find_floor(target).expect("sound");
+                    let floor = floor.map(|(value, next)| (entries.slice(value).to_vec(), next.map(key)));
+                    let is_floor = at.is_some_and(|at| model[at].0 <= *target);
+                    let wanted = at.map(|at| {
+                        let next = model.get(at + 1).filter(|_| is_floor);
+                        (model[at].1.clone(), next.map(|(key, _)| key.clone()))
+                    });
+                    prop_assert_eq!(floor, wanted);
+                }
+                if let Move::Seek(target) = step {
+                    let found = entries.find(target).expect("sound").map(|found| {
+                        let suffix = entries.slice(found.suffix);
+                        ([&target[..found.shared], suffix].concat(), entries.slice(found.value).to_vec())
+                    });
+                    prop_assert_eq!(found, at.map(|at| model[at].clone()));
+                }
             }
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(0..20_u8, 0..100), target in key()) {
-            if let Ok(entries) = Entries::new(bytes.into()) {
-                let mut cursor = EntriesCursor::new(entries);
-                let _ = cursor.first().and_then(|()| rest(&mut cursor));
-                let _ = cursor.seek(&target).and_then(|()| rest(&mut cursor));
+        fn any_bytes_are_read_or_refused(
+            bytes in prop::collection::vec(0..20_u8, 0..100), restart in 0..30_u32,
+            steps in prop::collection::vec(any_move(), 1..20),
+        ) {
+            // A list of two restart points, so that most are taken for a block.
+            let tail = [[0; 4], restart.to_le_bytes(), 2_u32.to_le_bytes()].concat();
+            for bytes in [bytes.clone(), [bytes, tail].concat()] {
+                if let Ok(entries) = Entries::new(bytes.into()) {
+                    let mut cursor = EntriesCursor::new(entries);
+                    for step in &steps {
+                        let _ = run(&mut cursor, step);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn common_prefixes_are_counted() {
+        for length in 0..40 {
+            for differs in 0..=length {
+                let left = vec![7; length];
+                let mut right = left.clone();
+                right.truncate(differs);
+                assert_eq!(common_prefix(&left, &right), differs);
+                right.push(8);
+                assert_eq!(common_prefix(&left, &right), differs);
             }
         }
     }

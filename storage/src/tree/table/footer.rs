@@ -21,10 +21,10 @@ pub(crate) const LAYOUT: [(&str, usize, usize); 16] = [
     ("crc", 0, 4),
     ("version", 4, 4),
     ("table", 8, 8),
-    ("index offset", 16, 8),
-    ("index length", 24, 4),
-    ("filter length", 28, 4),
-    ("filter offset", 32, 8),
+    ("sections offset", 16, 8),
+    ("sections length", 24, 4),
+    ("partitions length", 28, 4),
+    ("partitions offset", 32, 8),
     ("partition least", 40, 4),
     ("partition greatest", 44, 4),
     ("stamp least", 48, 16),
@@ -32,7 +32,7 @@ pub(crate) const LAYOUT: [(&str, usize, usize); 16] = [
     ("events", 80, 8),
     ("deletes", 88, 8),
     ("keys", 96, 8),
-    ("zero", 104, 8),
+    ("bytes", 104, 8),
     ("magic", 112, 8),
 ];
 
@@ -47,7 +47,7 @@ impl Handle {
     /// Encoded size in bytes.
     pub(crate) const SIZE: usize = 12;
 
-    /// Little-endian: the value of an index entry.
+    /// Little-endian.
     pub(crate) fn to_bytes(self) -> [u8; Self::SIZE] {
         let mut bytes = [0; Self::SIZE];
         bytes[..8].copy_from_slice(&self.offset.to_le_bytes());
@@ -75,14 +75,16 @@ pub(crate) struct Bounds {
     pub(crate) deletes: u64,
     /// Distinct keys.
     pub(crate) keys: u64,
+    /// Bytes of internal keys and payloads, before compression.
+    pub(crate) bytes: u64,
 }
 
 /// A decoded footer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Footer {
     pub(crate) table: u64,
-    pub(crate) index: Handle,
-    pub(crate) filter: Handle,
+    pub(crate) sections: Handle,
+    pub(crate) partitions: Handle,
     pub(crate) bounds: Bounds,
 }
 
@@ -104,10 +106,10 @@ impl Footer {
         out.extend_from_slice(&[0; 4]);
         out.extend_from_slice(&VERSION.to_le_bytes());
         out.extend_from_slice(&self.table.to_le_bytes());
-        out.extend_from_slice(&self.index.offset.to_le_bytes());
-        out.extend_from_slice(&self.index.length.to_le_bytes());
-        out.extend_from_slice(&self.filter.length.to_le_bytes());
-        out.extend_from_slice(&self.filter.offset.to_le_bytes());
+        out.extend_from_slice(&self.sections.offset.to_le_bytes());
+        out.extend_from_slice(&self.sections.length.to_le_bytes());
+        out.extend_from_slice(&self.partitions.length.to_le_bytes());
+        out.extend_from_slice(&self.partitions.offset.to_le_bytes());
         out.extend_from_slice(&self.bounds.partition_least.to_le_bytes());
         out.extend_from_slice(&self.bounds.partition_greatest.to_le_bytes());
         out.extend_from_slice(&self.bounds.stamp_least.to_bytes());
@@ -115,7 +117,7 @@ impl Footer {
         out.extend_from_slice(&self.bounds.events.to_le_bytes());
         out.extend_from_slice(&self.bounds.deletes.to_le_bytes());
         out.extend_from_slice(&self.bounds.keys.to_le_bytes());
-        out.extend_from_slice(&[0; 8]);
+        out.extend_from_slice(&self.bounds.bytes.to_le_bytes());
         out.extend_from_slice(&MAGIC);
         let crc = crc32c::crc32c(&out[4..]);
         out[..4].copy_from_slice(&crc.to_le_bytes());
@@ -124,8 +126,7 @@ impl Footer {
 
     pub(crate) fn decode(bytes: &[u8; FOOTER_SIZE]) -> Result<Self, FooterError> {
         let sound = bytes[FOOTER_SIZE - MAGIC.len()..] == MAGIC
-            && crc32c::crc32c(&bytes[4..]) == le_u32(bytes, 0)
-            && bytes[104..112] == [0; 8];
+            && crc32c::crc32c(&bytes[4..]) == le_u32(bytes, 0);
         if !sound {
             return Err(FooterError::Damaged);
         }
@@ -139,8 +140,8 @@ impl Footer {
         };
         Ok(Self {
             table: le_u64(bytes, 8),
-            index: Handle { offset: le_u64(bytes, 16), length: le_u32(bytes, 24) },
-            filter: Handle { offset: le_u64(bytes, 32), length: le_u32(bytes, 28) },
+            sections: Handle { offset: le_u64(bytes, 16), length: le_u32(bytes, 24) },
+            partitions: Handle { offset: le_u64(bytes, 32), length: le_u32(bytes, 28) },
             bounds: Bounds {
                 partition_least: le_u32(bytes, 40),
                 partition_greatest: le_u32(bytes, 44),
@@ -149,6 +150,7 @@ impl Footer {
                 events: le_u64(bytes, 80),
                 deletes: le_u64(bytes, 88),
                 keys: le_u64(bytes, 96),
+                bytes: le_u64(bytes, 104),
             },
         })
     }
@@ -173,8 +175,8 @@ pub(crate) mod tests {
         let stamp = |ms| Stamp::new(HybridTime::new(ms, 0), NodeId(1));
         Footer {
             table: 7,
-            index: Handle { offset: 90, length: 64 },
-            filter: Handle { offset: 154, length: 18 },
+            sections: Handle { offset: 190, length: 140 },
+            partitions: Handle { offset: 330, length: 60 },
             bounds: Bounds {
                 partition_least: 3,
                 partition_greatest: 5,
@@ -183,6 +185,7 @@ pub(crate) mod tests {
                 events: 2,
                 deletes: 1,
                 keys: 2,
+                bytes: 70,
             },
         }
     }

@@ -9,14 +9,20 @@ mod block;
 mod bloom;
 mod builder;
 mod cache;
+mod cursor;
 mod entries;
 mod footer;
+mod partitions;
+mod readahead;
 mod reader;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use bloom::key_hash;
 pub(crate) use builder::TableBuilder;
 pub(crate) use cache::BlockCache;
-pub(crate) use reader::{Table, TableCursor};
+pub(crate) use cursor::TableCursor;
+pub(crate) use reader::{FoundEvent, Table};
 
 /// The path of table `number` in `dir`.
 pub(crate) fn path(dir: &str, number: u64) -> String {
@@ -36,9 +42,10 @@ const SUFFIX: &str = ".table";
 pub(crate) mod formats {
     pub(crate) use super::block::LAYOUT as BLOCK_LAYOUT;
     pub(crate) use super::footer::LAYOUT as FOOTER_LAYOUT;
+    pub(crate) use super::partitions::LAYOUT as PARTITIONS_LAYOUT;
 
     pub(crate) fn example_entries() -> Vec<u8> {
-        let mut builder = super::entries::EntriesBuilder::default();
+        let mut builder = super::entries::EntriesBuilder::new(super::entries::RESTART_INTERVAL);
         builder.add(b"apple", &[b"1"]);
         builder.add(b"apply", &[b"22"]);
         builder.finish().to_vec()
@@ -48,6 +55,10 @@ pub(crate) mod formats {
         let mut block = Vec::new();
         super::block::encode(super::block::Kind::Data, contents, false, &mut block);
         block
+    }
+
+    pub(crate) fn example_partitions() -> Vec<u8> {
+        super::partitions::example().to_vec()
     }
 
     pub(crate) fn example_footer() -> Vec<u8> {

@@ -1,24 +1,54 @@
-//! Reads a table: point reads, and a cursor over a range of it.
+//! [`Table`]: an open table, and point reads of it. `cursor.rs` walks one.
 //!
 //! Invariants:
 //!
-//! - Index and filter are in memory while the table is open; data blocks come through the cache.
+//! - In memory while the table is open are its footer and its list of sections only; all other blocks, indexes and filters
+//!   too, come through the cache and count against its bound.
 //! - Nothing read is believed before its checksum was checked and its lengths were bounded by the file's.
 //! - Damage is an [`Error::Corrupt`] that names file and offset, never a panic and never a wrong event.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use starling_clock::Stamp;
 
-use super::block::{self, Kind};
+use super::block::{self, Damaged, Kind};
 use super::bloom::Bloom;
-use super::cache::BlockCache;
-use super::entries::{Entries, EntriesCursor};
+use super::cache::{BlockCache, CachedBlock};
+use super::cursor::TableCursor;
+use super::entries::{Entries, EntriesCursor, Found};
 use super::footer::{Bounds, FOOTER_SIZE, Footer, FooterError, Handle, VERSION};
+use super::partitions::{self, PartitionSummary};
 use crate::disk::{Disk, DiskFile};
 use crate::error::Error;
-use crate::tree::internal_key::{self, INTERNAL_KEY_SIZE_MAX, INTERNAL_KEY_SIZE_MIN};
+use crate::tree::internal_key;
 use crate::tree::stored::Stored;
+
+/// Some data blocks that follow each other, with an index and a filter of their own.
+pub(super) struct Section {
+    /// Above every key before the section, not above any in it.
+    lower: Box<[u8]>,
+    pub(super) index: Handle,
+    filter: Handle,
+}
+
+/// An event that a point read found, not yet read.
+pub(crate) struct FoundEvent {
+    pub(crate) stamp: Stamp,
+    pub(super) block: Entries,
+    pub(super) value: Range<usize>,
+}
+
+impl FoundEvent {
+    /// The rest of the event; `None` if that is not what was written.
+    pub(crate) fn stored(&self) -> Option<Stored> {
+        let (action, request, header) =
+            Stored::decode_header(self.block.slice(self.value.clone()))?;
+        let payload = self.block.value(self.value.start + header..self.value.end);
+        Some(Stored { action, request, payload })
+    }
+}
 
 /// An open table.
 pub(crate) struct Table<F> {
@@ -27,10 +57,14 @@ pub(crate) struct Table<F> {
     run: u64,
     size: u64,
     path: String,
-    file: F,
+    pub(super) file: F,
     bounds: Bounds,
-    index: Entries,
-    filter: Bloom,
+    pub(super) sections: Vec<Section>,
+    /// The least key above all keys.
+    upper: Box<[u8]>,
+    /// Where the list of sections begins: data ends before.
+    pub(super) sections_at: Handle,
+    partitions: Handle,
     cache: Arc<BlockCache>,
 }
 
@@ -55,12 +89,21 @@ impl<F: DiskFile> Table<F> {
         if footer.table != number {
             return Err(Error::corrupt(&path, size, "the table's number"));
         }
-        let index = read_block(&file, &path, size, footer.index, Kind::Index)?;
-        let damaged = |_| Error::corrupt(&path, footer.index.offset, "the table's index");
-        let index = Entries::new(index).map_err(damaged)?;
-        let filter = read_block(&file, &path, size, footer.filter, Kind::Filter)?;
-        let filter = Bloom::from_bytes(filter);
-        Ok(Self { number, run, size, path, file, bounds: footer.bounds, index, filter, cache })
+        let mut table = Self {
+            number,
+            run,
+            size,
+            path,
+            file,
+            bounds: footer.bounds,
+            sections: Vec::new(),
+            upper: Box::default(),
+            sections_at: footer.sections,
+            partitions: footer.partitions,
+            cache,
+        };
+        table.read_sections()?;
+        Ok(table)
     }
 
     pub(crate) fn number(&self) -> u64 {
@@ -80,9 +123,15 @@ impl<F: DiskFile> Table<F> {
         &self.bounds
     }
 
+    /// The first key, and the least key above the last one.
+    pub(crate) fn key_range(&self) -> (&[u8], &[u8]) {
+        (&self.sections[0].lower, &self.upper)
+    }
+
     /// Memory held while it is open, in bytes.
     pub(crate) fn pinned_bytes(&self) -> usize {
-        self.index.size() + self.filter.bytes().len()
+        let sections = self.sections.iter();
+        sections.map(|section| section.lower.len() + size_of::<Section>()).sum()
     }
 
     /// Whether it has events of this partition, or may.
@@ -90,31 +139,208 @@ impl<F: DiskFile> Table<F> {
         self.bounds.partition_least <= partition && partition <= self.bounds.partition_greatest
     }
 
-    /// Whether it may have a version of the key with this [`super::key_hash`].
-    pub(crate) fn may_contain(&self, partition: u32, hash: u64) -> bool {
-        self.spans(partition) && self.filter.may_contain(hash)
+    /// Whether it may have an event of a key at or after `from`, which is an internal key of that key. `hash` is the key's
+    /// [`super::key_hash`].
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] or [`Error::Io`] if the filter can't be read: nobody knows then.
+    pub(crate) fn may_contain(&self, from: &[u8], hash: u64) -> Result<bool, Error> {
+        let Some(section) = self.section_of(from) else { return Ok(false) };
+        if self.filter(&self.sections[section])?.may_contain(hash) {
+            return Ok(true);
+        }
+        // The versions of a key may go on in the next section.
+        let prefix = internal_key::prefix_of(from);
+        Ok(self.lower_of(section + 1).starts_with(prefix))
     }
 
-    /// The block at `handle`; merges pass `keep` as false, so that they don't drive out what readers need.
-    fn block(&self, handle: Handle, keep: bool) -> Result<Entries, Error> {
-        if let Some(block) = self.cache.get(self.number, handle.offset) {
-            return Ok(block);
+    /// The first event at or after `target`, an internal key, if it is of the same key. `hash` is the key's
+    /// [`super::key_hash`].
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] or [`Error::Io`] if what may have it can't be read.
+    pub(crate) fn get(
+        self: &Arc<Self>,
+        target: &[u8],
+        hash: u64,
+    ) -> Result<Option<FoundEvent>, Error> {
+        let Some(number) = self.section_of(target) else { return Ok(None) };
+        let section = &self.sections[number];
+        let prefix = internal_key::prefix_of(target);
+        // The versions of a key may go on in the next section, and in the next block.
+        let after = || self.lower_of(number + 1).starts_with(prefix);
+        if !self.filter(section)?.may_contain(hash) && !after() {
+            return Ok(None);
         }
-        let bytes = read_block(&self.file, &self.path, self.size, handle, Kind::Data)?;
-        let block = Entries::new(bytes).map_err(|_| self.damaged(handle))?;
+        let index = self.index(section, true)?;
+        let floor = index.find_floor(target).map_err(|_| self.damaged(section.index))?;
+        let (value, next) = floor.ok_or_else(|| self.damaged(section.index))?;
+        let handle = Handle::from_bytes(index.slice(value));
+        let handle = handle.ok_or_else(|| self.damaged(section.index))?;
+        let block = self.entries(handle, Kind::Data, true)?;
+        if let Some(found) = block.find(target).map_err(|_| self.damaged(handle))? {
+            if !block.begins_with(&found, target, prefix.len()) {
+                return Ok(None);
+            }
+            let stamp = stamp_of(&block, &found, target).ok_or_else(|| self.damaged(handle))?;
+            return Ok(Some(FoundEvent { stamp, block, value: found.value }));
+        }
+        let goes_on = match next {
+            Some(next) => index.begins_with(&next, target, prefix.len()),
+            None => after(),
+        };
+        if !goes_on {
+            return Ok(None);
+        }
+        let cursor = TableCursor::seek(Arc::clone(self), target, true)?;
+        Ok(cursor.into_found().filter(|(key, _)| key.starts_with(prefix)).map(|(_, found)| found))
+    }
+
+    /// What it has of `partition`; `None` if nothing.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] or [`Error::Io`] if that can't be read.
+    pub(crate) fn summary(&self, partition: u32) -> Result<Option<PartitionSummary>, Error> {
+        if !self.spans(partition) {
+            return Ok(None);
+        }
+        let entries = self.entries(self.partitions, Kind::Partitions, true)?;
+        partitions::find(&entries, partition).map_err(|_| self.damaged(self.partitions))
+    }
+
+    /// The partitions that it has events of, and what it has of them.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] or [`Error::Io`] if that can't be read.
+    pub(crate) fn summaries(&self) -> Result<Vec<(u32, PartitionSummary)>, Error> {
+        let entries = self.entries(self.partitions, Kind::Partitions, true)?;
+        partitions::list(entries).map_err(|_| self.damaged(self.partitions))
+    }
+
+    /// About how many bytes of the file lie before `key`, to within a block.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] or [`Error::Io`] if an index can't be read.
+    pub(crate) fn offset_of(&self, key: &[u8]) -> Result<u64, Error> {
+        let Some(section) = self.section_of(key) else { return Ok(self.sections_at.offset) };
+        let section = &self.sections[section];
+        let index = self.index(section, true)?;
+        let floor = index.find_floor(key).map_err(|_| self.damaged(section.index))?;
+        let handle = floor.and_then(|(value, _)| Handle::from_bytes(index.slice(value)));
+        Ok(handle.ok_or_else(|| self.damaged(section.index))?.offset)
+    }
+
+    /// The section that has the first event at or after `target`, or else the one before that; `None` past the end.
+    pub(super) fn section_of(&self, target: &[u8]) -> Option<usize> {
+        if *self.upper <= *target {
+            return None;
+        }
+        let after = self.sections.partition_point(|section| *section.lower <= *target);
+        Some(after.saturating_sub(1))
+    }
+
+    /// What the section of this number begins with, or what ends the last one.
+    fn lower_of(&self, section: usize) -> &[u8] {
+        self.sections.get(section).map_or(&self.upper, |section| &section.lower)
+    }
+
+    /// The index of a section; `keep`: whether it stays in the cache.
+    pub(super) fn index(&self, section: &Section, keep: bool) -> Result<Entries, Error> {
+        self.entries(section.index, Kind::Index, keep)
+    }
+
+    /// The block at `handle`, if it is in the cache.
+    pub(super) fn cached(&self, handle: Handle) -> Option<CachedBlock> {
+        self.cache.get(self.number, handle.offset)
+    }
+
+    /// The block at `handle`; `keep`: whether it stays in the cache.
+    pub(super) fn entries(&self, handle: Handle, kind: Kind, keep: bool) -> Result<Entries, Error> {
+        match self.cached(handle) {
+            Some(CachedBlock::Entries(entries)) => return Ok(entries),
+            Some(CachedBlock::Filter(_)) => return Err(self.damaged(handle)),
+            None => {}
+        }
+        let entries = Entries::new(self.read(handle, kind)?).map_err(|_| self.damaged(handle))?;
         if keep {
-            self.cache.insert(self.number, handle.offset, block.clone());
+            self.cache.insert(self.number, handle.offset, CachedBlock::Entries(entries.clone()));
         }
-        Ok(block)
+        Ok(entries)
     }
 
-    fn damaged(&self, handle: Handle) -> Error {
+    fn filter(&self, section: &Section) -> Result<Bloom, Error> {
+        let handle = section.filter;
+        match self.cached(handle) {
+            Some(CachedBlock::Filter(filter)) => return Ok(filter),
+            Some(CachedBlock::Entries(_)) => return Err(self.damaged(handle)),
+            None => {}
+        }
+        let filter = Bloom::from_bytes(self.read(handle, Kind::Filter)?);
+        self.cache.insert(self.number, handle.offset, CachedBlock::Filter(filter.clone()));
+        Ok(filter)
+    }
+
+    /// The contents of a block, from the file.
+    pub(super) fn read(&self, handle: Handle, kind: Kind) -> Result<Bytes, Error> {
+        let end = handle.offset.checked_add(u64::from(handle.length));
+        if end.is_none_or(|end| self.size < end) {
+            return Err(self.damaged(handle));
+        }
+        let mut bytes = vec![0; handle.length as usize];
+        let read = self.file.read_full_at(&mut bytes, handle.offset);
+        if read.map_err(Error::io("read", &self.path))? != bytes.len() {
+            return Err(self.damaged(handle));
+        }
+        block::decode(kind, &bytes.into()).map_err(|_| self.damaged(handle))
+    }
+
+    /// The file, in the data directory.
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
+    pub(super) fn damaged(&self, handle: Handle) -> Error {
         Error::corrupt(&self.path, handle.offset, "a table block")
     }
 
-    fn index_damaged(&self) -> Error {
-        Error::corrupt(&self.path, 0, "the table's index")
+    fn read_sections(&mut self) -> Result<(), Error> {
+        let handle = self.sections_at;
+        let contents = self.read(handle, Kind::Sections)?;
+        let (sections, upper) = sections(contents).map_err(|_| self.damaged(handle))?;
+        (self.sections, self.upper) = (sections, upper);
+        Ok(())
     }
+}
+
+/// The sections, one at the least, and the key that ends the last one.
+fn sections(contents: Bytes) -> Result<(Vec<Section>, Box<[u8]>), Damaged> {
+    let mut cursor = EntriesCursor::new(Entries::new(contents)?);
+    let mut sections = Vec::new();
+    cursor.first()?;
+    while cursor.valid() {
+        let lower = cursor.key().into();
+        if cursor.value().is_empty() && !sections.is_empty() {
+            cursor.advance()?;
+            return if cursor.valid() { Err(Damaged) } else { Ok((sections, lower)) };
+        }
+        let (index, filter) = cursor.value().split_at_checked(Handle::SIZE).ok_or(Damaged)?;
+        let index = Handle::from_bytes(index).ok_or(Damaged)?;
+        let filter = Handle::from_bytes(filter).ok_or(Damaged)?;
+        sections.push(Section { lower, index, filter });
+        cursor.advance()?;
+    }
+    Err(Damaged)
+}
+
+/// The stamp of what a search for `target` found, which is of the same key; `None` if it is no event.
+fn stamp_of(block: &Entries, found: &Found, target: &[u8]) -> Option<Stamp> {
+    let suffix = block.slice(found.suffix.clone());
+    if found.shared + suffix.len() != target.len() {
+        return None;
+    }
+    let size = target.len() - Stamp::SIZE;
+    let byte = |at: usize| if at < found.shared { target[at] } else { suffix[at - found.shared] };
+    Stamp::from_bytes(std::array::from_fn(|index| !byte(size + index)))
 }
 
 fn read_footer<F: DiskFile>(file: &F, path: &str, size: u64) -> Result<Footer, Error> {
@@ -132,105 +358,4 @@ fn read_footer<F: DiskFile>(file: &F, path: &str, size: u64) -> Result<Footer, E
             Error::NewerFormat { file: path.to_owned(), found: version, supported: VERSION }
         }
     })
-}
-
-fn read_block<F: DiskFile>(
-    file: &F,
-    path: &str,
-    size: u64,
-    handle: Handle,
-    kind: Kind,
-) -> Result<Bytes, Error> {
-    let damaged = || Error::corrupt(path, handle.offset, "a table block");
-    let end = handle.offset.checked_add(u64::from(handle.length)).ok_or_else(damaged)?;
-    if size < end {
-        return Err(damaged());
-    }
-    let mut bytes = vec![0; handle.length as usize];
-    let read = file.read_full_at(&mut bytes, handle.offset).map_err(Error::io("read", path))?;
-    if read != bytes.len() {
-        return Err(damaged());
-    }
-    block::decode(kind, &bytes.into()).map_err(|_| damaged())
-}
-
-/// Walks a table in the order of internal keys.
-pub(crate) struct TableCursor<F> {
-    table: Arc<Table<F>>,
-    keep: bool,
-    index: EntriesCursor,
-    block: Option<EntriesCursor>,
-    handle: Handle,
-}
-
-impl<F: DiskFile> TableCursor<F> {
-    /// A cursor on the first event at or after `from`. `keep`: whether blocks read stay in the cache.
-    pub(crate) fn seek(table: Arc<Table<F>>, from: &[u8], keep: bool) -> Result<Self, Error> {
-        let index = EntriesCursor::new(table.index.clone());
-        let mut cursor = Self { table, keep, index, block: None, handle: Handle::default() };
-        cursor.reseek(from)?;
-        Ok(cursor)
-    }
-
-    /// Moves to the first event at or after `from`, forward or back.
-    pub(crate) fn reseek(&mut self, from: &[u8]) -> Result<(), Error> {
-        self.block = None;
-        self.index.seek(from).map_err(|_| self.table.index_damaged())?;
-        self.enter_block()?;
-        let Some(block) = &mut self.block else { return Ok(()) };
-        block.seek(from).map_err(|_| self.table.damaged(self.handle))?;
-        self.settle()
-    }
-
-    /// The internal key of the event, `None` past the last one.
-    pub(crate) fn key(&self) -> Option<&[u8]> {
-        self.block.as_ref().map(EntriesCursor::key)
-    }
-
-    /// # Errors
-    /// [`Error::Corrupt`] if it is not what was written.
-    ///
-    /// # Panics
-    /// If the cursor is past the last event.
-    pub(crate) fn stored(&self) -> Result<Stored, Error> {
-        let block = self.block.as_ref().expect("the cursor is on an event");
-        Stored::decode(&block.value()).ok_or_else(|| self.table.damaged(self.handle))
-    }
-
-    /// Moves to the next event.
-    pub(crate) fn advance(&mut self) -> Result<(), Error> {
-        let Some(block) = &mut self.block else { return Ok(()) };
-        block.advance().map_err(|_| self.table.damaged(self.handle))?;
-        self.settle()
-    }
-
-    /// Opens the block that the index is on, and stays before its first entry.
-    fn enter_block(&mut self) -> Result<(), Error> {
-        if !self.index.valid() {
-            return Ok(());
-        }
-        let handle = Handle::from_bytes(&self.index.value());
-        self.handle = handle.ok_or_else(|| self.table.index_damaged())?;
-        self.block = Some(EntriesCursor::new(self.table.block(self.handle, self.keep)?));
-        Ok(())
-    }
-
-    /// Goes on to the next block while this one is at its end; then checks that what it is on is an internal key.
-    fn settle(&mut self) -> Result<(), Error> {
-        while let Some(block) = &self.block {
-            if block.valid() {
-                let size = block.key().len();
-                let sound = (INTERNAL_KEY_SIZE_MIN..=INTERNAL_KEY_SIZE_MAX).contains(&size)
-                    && internal_key::stamp_of(block.key()).is_some();
-                return if sound { Ok(()) } else { Err(self.table.damaged(self.handle)) };
-            }
-            self.block = None;
-            self.index.advance().map_err(|_| self.table.index_damaged())?;
-            self.enter_block()?;
-            if let Some(block) = &mut self.block {
-                block.first().map_err(|_| self.table.damaged(self.handle))?;
-            }
-        }
-        Ok(())
-    }
 }

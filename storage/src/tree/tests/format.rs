@@ -60,6 +60,7 @@ fn tables_of_fields_are_those_of_the_code() {
     let layouts = [
         ("Stored value", stored),
         ("Table block", &formats::BLOCK_LAYOUT),
+        ("Table partitions", &formats::PARTITIONS_LAYOUT),
         ("Table footer", &formats::FOOTER_LAYOUT),
         ("Manifest", &RECORD_LAYOUT),
     ];
@@ -93,6 +94,11 @@ fn a_block_and_its_entries_are_as_documented() {
     let entries = formats::example_entries();
     assert_example("Table entries", 0, &entries);
     assert_example("Table block", 0, &formats::example_block(&entries));
+}
+
+#[test]
+fn partitions_are_as_documented() {
+    assert_example("Table partitions", 0, &formats::example_partitions());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::event::EventId;
-use crate::types::{Digest, Order, PartitionCursor};
+use crate::types::{Digest, Order, PartitionCursor, Scan, ScanPage};
 
 type Identity = (u32, KeyspaceId, Bytes, Reverse<Stamp>);
 type Model = BTreeMap<Identity, Event>;
@@ -49,24 +49,33 @@ struct Pair {
     tree: Tree<SimDisk>,
     model: Model,
     log: Vec<Event>,
+    /// How much of the log there was when the active memtable was begun.
+    rotated: usize,
 }
 
 impl Pair {
     fn new() -> Self {
         let disk = Arc::new(SimDisk::new(1));
         let tree = open(&disk);
-        Self { disk, tree, model: Model::new(), log: Vec::new() }
+        Self { disk, tree, model: Model::new(), log: Vec::new(), rotated: 0 }
     }
 
     fn apply(&mut self, step: Step) {
         match step {
-            // The identity decides: what is first there stays.
+            // The identity decides: what is first there stays. What is here already is not inserted again, but
+            // into the memtable that has it.
             Step::Insert(event) => {
                 let known = self.model.entry(identity(&event)).or_insert_with(|| event.clone());
-                self.tree.insert(known);
-                self.log.push(known.clone());
+                let is_here = self.tree.view().contains(event.partition, event.id()).unwrap();
+                if !is_here || self.log[self.rotated..].contains(known) {
+                    self.tree.insert(known);
+                    self.log.push(known.clone());
+                }
             }
-            Step::Rotate => self.tree.rotate(Lsn(self.log.len() as u64)),
+            Step::Rotate => {
+                self.tree.rotate(Lsn(self.log.len() as u64));
+                self.rotated = self.log.len();
+            }
             Step::Work(times) => {
                 for _ in 0..times {
                     self.tree.work(0, &Retentions::default()).expect("the disk is fine");
@@ -75,6 +84,7 @@ impl Pair {
             Step::Reopen => {
                 self.tree = open(&self.disk);
                 let flushed = usize::try_from(self.tree.flushed().0).expect("small");
+                self.rotated = flushed;
                 for event in &self.log[flushed..] {
                     self.tree.insert(event);
                 }
@@ -116,24 +126,63 @@ impl Pair {
     }
 
     fn check_scans(&self, probe: &Event, limits: Limits) {
-        let view = self.tree.view();
         let (partition, keyspace) = (probe.partition, probe.keyspace);
         let prefix = &probe.key[..probe.key.len() / 2];
-        for after in [None, Some(&probe.key)] {
+        for (after, order, live_only) in [
+            (None, Order::Ascending, false),
+            (Some(&probe.key), Order::Ascending, true),
+            (None, Order::Descending, true),
+            (Some(&probe.key), Order::Descending, false),
+        ] {
             let mut newest: BTreeMap<Bytes, Event> = BTreeMap::new();
             for (id, event) in &self.model {
+                let is_after = |after: &Bytes| match order {
+                    Order::Ascending => *after < id.2,
+                    Order::Descending => id.2 < *after,
+                };
                 let wanted = (id.0, id.1) == (partition, keyspace)
                     && id.2.starts_with(prefix)
-                    && after.is_none_or(|after| *after < id.2)
+                    && after.is_none_or(is_after)
                     && event.stamp <= probe.stamp;
                 if wanted {
                     newest.entry(id.2.clone()).or_insert_with(|| event.clone());
                 }
             }
-            let wanted: Vec<Event> = newest.into_values().collect();
-            let after = after.map(|after| &after[..]);
-            let page = view.scan(partition, keyspace, prefix, after, probe.stamp, limits).unwrap();
-            check_page(&page, &wanted, limits);
+            let mut wanted: Vec<Event> = newest.into_values().collect();
+            wanted.retain(|event| !live_only || event.action == Action::Put);
+            if order == Order::Descending {
+                wanted.reverse();
+            }
+            let scan = Scan {
+                after: after.map(|after| &after[..]),
+                at: probe.stamp,
+                order,
+                live_only,
+                limit: limits.events,
+                bytes_max: limits.bytes,
+                ..Scan::new(partition, keyspace, prefix)
+            };
+            let ScanPage { events, more, .. } = self.tree.view().scan(&scan).unwrap();
+            check_page(&Page { events, more }, &wanted, limits);
+            for steps_max in [0, 5, usize::MAX] {
+                assert_eq!(self.all_pages(Scan { steps_max, ..scan }), wanted);
+            }
+        }
+    }
+
+    /// What a scan finds, page by page.
+    fn all_pages(&self, scan: Scan<'_>) -> Vec<Event> {
+        let mut events = Vec::new();
+        let mut after = scan.after.map(Bytes::copy_from_slice);
+        loop {
+            let page = Scan { after: after.as_deref(), ..scan };
+            let page = self.tree.view().scan(&page).unwrap();
+            events.extend(page.events);
+            if !page.more {
+                return events;
+            }
+            assert!(page.resume.is_some() && page.resume != after, "each page gets on");
+            after = page.resume;
         }
     }
 
