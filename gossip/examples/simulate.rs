@@ -13,6 +13,10 @@ use starling_clock::NodeId;
 use starling_gossip::{GossipConfig, Instant, Status};
 use support::{Network, World};
 
+/// As in the node's program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn argument(at: usize, default: u64) -> u64 {
     std::env::args().nth(at).map_or(default, |text| text.parse().expect("a number"))
 }

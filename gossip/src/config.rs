@@ -55,8 +55,8 @@ pub struct GossipConfig {
     /// Everything is compared with one member each interval, in microseconds, over 32 members with one at
     /// each growing interval. Shorter cures lost rumours sooner and costs the whole state each time.
     pub push_pull_interval_us: u64,
-    /// One dead member is called on each interval, in microseconds, in case it is back. Shorter heals
-    /// a partition sooner and costs a failed connection each time.
+    /// Each dead member is called on by about one other each interval, in microseconds, in case it is back. Shorter
+    /// heals a partition sooner and costs a failed connection each time.
     pub reconnect_interval_us: u64,
 }
 

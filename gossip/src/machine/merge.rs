@@ -81,8 +81,9 @@ impl Gossip {
         // Almost all of it is known almost always: one look at each, and no more than that.
         let mut news: Vec<&MemberView<'_>> = Vec::new();
         let mut new_count = 0;
+        let mut known = self.roster.reader();
         for member in &knowledge.members {
-            match self.roster.get(member.node) {
+            match known.get(member.node) {
                 None => new_count += 1,
                 // What is said of ourselves may be of a former life that differs in nothing but the state.
                 Some(known) if member.node != self.own && member.is_old_to(known) => continue,

@@ -69,6 +69,9 @@ pub enum Output {
     },
 }
 
+/// Room for outputs that is kept while there are none.
+const OUTPUTS_KEPT_MAX: usize = 64;
+
 /// What a deadline is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
@@ -334,7 +337,12 @@ impl Gossip {
 
     /// The next thing to do.
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+        let output = self.outputs.pop_front();
+        if self.outputs.is_empty() && self.outputs.capacity() > OUTPUTS_KEPT_MAX {
+            // A join says much at once, and never again.
+            self.outputs = VecDeque::new();
+        }
+        output
     }
 
     /// Time has passed. Early calls change nothing.

@@ -59,7 +59,7 @@ impl Gossip {
             PushPull::Pull(names) => {
                 let registers = names.iter().filter_map(|&name| self.registers.get(name));
                 let members = std::iter::empty();
-                push_pull::encode_knowledge(Direction::Answer, self.header(), members, registers)
+                push_pull::encode_knowledge(Direction::Answer, self.header(), 0, members, registers)
             }
             PushPull::Answer(_) => {
                 return Err(DecodeError::Malformed("an answer nobody asked for"));
@@ -206,7 +206,7 @@ impl Gossip {
         self.arm(Timer::PushPull, self.push_pull_interval_us());
     }
 
-    /// Calls on some dead member, in case it is back (Serf's reconnect).
+    /// Now and then calls on some dead member, in case it is back (Serf's reconnect).
     pub(super) fn on_reconnect(&mut self) {
         if self.has_left() {
             return;
@@ -248,7 +248,8 @@ impl Gossip {
         };
         let (before, after) =
             (self.registers.values().take(skip), self.registers.values().skip(skip));
-        push_pull::encode_knowledge(direction, self.header(), members, after.chain(before))
+        let count = self.roster.len();
+        push_pull::encode_knowledge(direction, self.header(), count, members, after.chain(before))
     }
 
     pub(super) fn wants_register(&self, name: &str, stamp: Stamp) -> bool {

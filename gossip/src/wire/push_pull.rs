@@ -58,6 +58,8 @@ pub(crate) enum Direction {
 impl<'a> MemberView<'a> {
     /// A member with an empty state.
     const SIZE_MIN: usize = 8 + 1 + 8 + 8 + (1 + 4 + 2) + 1 + 4 + 1 + 2 + 8 + 8 + 4 + 2;
+    /// A member with short texts, to make room at once.
+    const SIZE_USUAL: usize = Self::SIZE_MIN + 24;
 
     pub(crate) fn of(member: &'a Member) -> Self {
         Self {
@@ -99,14 +101,16 @@ impl<'a> MemberView<'a> {
     }
 }
 
-/// Writes knowledge, as much as fits in the order given.
+/// Writes knowledge, as much as fits in the order given. There are about `count` members.
 pub(crate) fn encode_knowledge<'a>(
     direction: Direction,
     header: Header,
+    count: usize,
     members: impl Iterator<Item = &'a Member>,
     registers: impl Iterator<Item = &'a Register>,
 ) -> Vec<u8> {
     let mut out = start(direction as u8, header);
+    out.reserve((count * MemberView::SIZE_USUAL).min(PUSH_PULL_MEMBERS_SIZE_MAX));
     let limit = PUSH_PULL_MEMBERS_SIZE_MAX;
     append(&mut out, limit, members, |member, out| MemberView::of(member).encode(out));
     let limit = PUSH_PULL_SIZE_MAX;

@@ -74,7 +74,7 @@ fn example_answer() -> Vec<u8> {
         state: Arc::new(state()),
     };
     let (members, registers) = ([member], [register()]);
-    push_pull::encode_knowledge(Direction::Answer, header(), members.iter(), registers.iter())
+    push_pull::encode_knowledge(Direction::Answer, header(), 0, members.iter(), registers.iter())
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -305,7 +305,7 @@ proptest! {
         prop_assert_eq!(StateView::of(&state).to_state(), state.clone());
         let registers = [register];
         let bytes = push_pull::encode_knowledge(
-            Direction::Request, header(), std::iter::empty(), registers.iter());
+            Direction::Request, header(), 0, std::iter::empty(), registers.iter());
         let (_, message) = push_pull::decode(&bytes).unwrap();
         let PushPull::Request(knowledge) = message else { panic!() };
         prop_assert_eq!(knowledge.registers[0].to_register(), registers[0].clone());
@@ -317,7 +317,7 @@ proptest! {
         registers in prop::collection::vec(any_register(), 0..4),
     ) {
         let bytes = push_pull::encode_knowledge(
-            Direction::Answer, header(), members.iter(), registers.iter());
+            Direction::Answer, header(), 0, members.iter(), registers.iter());
         let (decoded, message) = push_pull::decode(&bytes).unwrap();
         prop_assert_eq!(decoded, header());
         let PushPull::Answer(knowledge) = message else { panic!() };
@@ -387,7 +387,7 @@ proptest! {
             let registers: Vec<Register> =
                 knowledge.registers.iter().map(|view| view.to_register()).collect();
             let again = push_pull::encode_knowledge(
-                Direction::Answer, header, members.iter(), registers.iter());
+                Direction::Answer, header, 0, members.iter(), registers.iter());
             prop_assert_eq!(&again, &bytes);
         }
     }

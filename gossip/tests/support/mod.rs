@@ -61,7 +61,8 @@ pub struct World {
     rng: ChaCha8Rng,
     queue: BTreeMap<(Instant, u64), Event>,
     next_event: u64,
-    wakes: BTreeMap<NodeId, Instant>,
+    /// When each node is to be woken, by id.
+    wakes: Vec<Option<Instant>>,
     trace: u64,
 }
 
@@ -86,7 +87,7 @@ impl World {
             rng: ChaCha8Rng::seed_from_u64(seed),
             queue: BTreeMap::new(),
             next_event: 0,
-            wakes: BTreeMap::new(),
+            wakes: Vec::new(),
             trace: 0xcbf2_9ce4_8422_2325,
         }
     }
@@ -147,7 +148,7 @@ impl World {
 
     /// Stops a node; what is sent to it meanwhile is lost.
     pub fn suspend(&mut self, node: NodeId) -> Gossip {
-        self.wakes.remove(&node);
+        *self.wake(node) = None;
         self.nodes.remove(&node).expect("it runs")
     }
 
@@ -200,8 +201,9 @@ impl World {
         let (now, at) = (self.now, self.now);
         match event {
             Event::Wake { node } => {
-                if self.wakes.get(&node) == Some(&at) {
-                    self.wakes.remove(&node);
+                let wake = self.wake(node);
+                if *wake == Some(at) {
+                    *wake = None;
                     self.act(node, Gossip::handle_timeout);
                 }
             }
@@ -237,8 +239,22 @@ impl World {
         !self.cuts.contains(&(from.min(to), from.max(to)))
     }
 
+    fn wake(&mut self, node: NodeId) -> &mut Option<Instant> {
+        let at = usize::try_from(node.0).unwrap();
+        if self.wakes.len() <= at {
+            self.wakes.resize(at + 1, None);
+        }
+        &mut self.wakes[at]
+    }
+
     fn drain(&mut self, node: NodeId) {
-        while let Some(output) = self.nodes.get_mut(&node).unwrap().poll_output() {
+        loop {
+            let gossip = self.nodes.get_mut(&node).unwrap();
+            let Some(output) = gossip.poll_output() else {
+                let due = gossip.poll_timeout();
+                self.wake_at(node, due);
+                return;
+            };
             match output {
                 Output::Datagram { to, bytes } => self.send_datagram(node, to, bytes),
                 Output::PushPull { to, bytes } => {
@@ -262,11 +278,14 @@ impl World {
                 }
             }
         }
-        let due = self.nodes[&node].poll_timeout();
+    }
+
+    fn wake_at(&mut self, node: NodeId, due: Option<Instant>) {
+        let wake = self.wake(node);
         if let Some(due) = due
-            && self.wakes.get(&node).is_none_or(|&wake| due < wake)
+            && wake.is_none_or(|wake| due < wake)
         {
-            self.wakes.insert(node, due);
+            *wake = Some(due);
             self.enqueue(due, Event::Wake { node });
         }
     }
@@ -298,9 +317,11 @@ impl World {
 
     fn note(&mut self, kind: u64, from: NodeId, to: NodeId, bytes: &[u8]) {
         let words = [self.now.0, kind, from.0, to.0, bytes.len() as u64];
-        let words = words.iter().flat_map(|word| word.to_le_bytes());
-        for byte in words.chain(bytes.iter().copied()) {
-            self.trace = (self.trace ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        let (chunks, rest) = bytes.as_chunks::<8>();
+        let chunks = chunks.iter().map(|&chunk| u64::from_le_bytes(chunk));
+        for word in words.into_iter().chain(chunks).chain(rest.iter().copied().map(u64::from)) {
+            let mixed = (self.trace ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            self.trace = mixed ^ mixed >> 29;
         }
     }
 
