@@ -1,0 +1,454 @@
+//! Our engine, driven as a node drives it: one writer at a time, group commit, views for readers, background work on a thread of
+//! its own.
+//!
+//! Invariants:
+//!
+//! - Writes that wait while a commit is under way are the next commit; the first of them to see it end makes it. A writer that is
+//!   alone commits at once, on its own thread.
+//! - A write is answered after its commit, and after the view that shows it was published.
+//! - While every place for a memtable is taken, writers wait for a flush to end.
+//!
+//! All keys are in one partition of one keyspace, so that a scan is in the order of keys, as the peers' are. The change log is
+//! kept, the peers have none.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::{JoinHandle, Thread};
+use std::time::Duration;
+
+use starling_clock::{HybridTime, NodeId, Stamp};
+use starling_storage::{
+    Action, Config, Event, HistoryRetention, Identity, Job, KeyspaceId, Mode, OsDisk, Progress,
+    Provenance, RequestId, Storage, Sync, View, Write,
+};
+
+use super::api::{Change, Durability, Engine, EngineError, Range, Reader, Settings, Visit};
+
+const NAME: &str = "starling";
+const NODE: NodeId = NodeId(1);
+const PARTITION: u32 = 0;
+const KEYSPACE: KeyspaceId = KeyspaceId(1);
+/// The packed time of the first event: 2026. Time is a counter here, which no system clock can put back.
+const BEGINNING: u64 = HybridTime::new(NOW_MS, 0).packed();
+const NOW_MS: u64 = 1_767_225_600_000;
+/// A page of a scan.
+const PAGE_ROWS: usize = 4096;
+const PAGE_BYTES: usize = 256 << 10;
+/// Rounds that a writer waits without sleep for a commit without sync: that is a matter of microseconds.
+const SPINS: u32 = 256;
+/// Jobs that are out at the same time.
+const JOBS_MAX: usize = 4;
+/// After so many bytes of commits the background looks for work.
+const WAKE_BYTES: u64 = 1 << 20;
+/// And after so long.
+const WAKE_INTERVAL: Duration = Duration::from_millis(20);
+
+struct Starling {
+    shared: Arc<Shared>,
+    background: Option<JoinHandle<()>>,
+}
+
+/// What writers, readers and the background share.
+struct Shared {
+    storage: Mutex<Storage<OsDisk>>,
+    /// Told when a job ended, for writers that wait for room.
+    room: Condvar,
+    queue: Mutex<Queue>,
+    /// Tickets up to here are answered.
+    done: AtomicU64,
+    committing: AtomicBool,
+    committed_bytes: AtomicU64,
+    view: Mutex<View<OsDisk>>,
+    /// Counts published views.
+    published: AtomicU64,
+    background: Mutex<Background>,
+    /// Told when there may be work, or nothing is left of it.
+    work: Condvar,
+}
+
+/// Writes that wait for the commit that is under way.
+#[derive(Default)]
+struct Queue {
+    events: Vec<Event>,
+    sync: bool,
+    /// The packed time of the newest event.
+    newest: u64,
+    /// The last ticket given out.
+    tickets: u64,
+    /// Who sleeps until its ticket is answered.
+    sleeping: Vec<Thread>,
+    failed: Option<String>,
+}
+
+#[derive(Default)]
+struct Background {
+    stop: bool,
+    awake: bool,
+    /// Counts requests to be told when nothing is left to do, and those that were answered.
+    asked: u64,
+    settled: u64,
+    failed: Option<String>,
+}
+
+fn failed(error: impl std::fmt::Display) -> EngineError {
+    EngineError::new(NAME, error)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("nobody panics with this lock")
+}
+
+/// Opens or makes what is in `dir`.
+pub(super) fn open(dir: &Path, settings: Settings) -> Result<Box<dyn Engine>, EngineError> {
+    let mut config = Config { memtable_bytes_max: settings.memtable_bytes, ..Config::default() };
+    config.wal_segment_bytes_max =
+        config.wal_segment_bytes_max.max(4 * settings.memtable_bytes as u64);
+    config.tree.block_cache_bytes = settings.cache_bytes as u64;
+    config.tree.bloom_bits_per_key = settings.bloom_bits_per_key;
+    let identity = Identity { cluster: "bench".to_owned(), node: NODE };
+    let disk = Arc::new(OsDisk::new(dir).map_err(failed)?);
+    let mut storage = Storage::open(disk, config, identity).map_err(failed)?;
+    if !settings.history {
+        let only_the_newest = HistoryRetention { versions_max: Some(1), age_ms_max: None };
+        storage.set_retention(KEYSPACE, only_the_newest);
+    }
+    let newest = storage.recovered_stamp().time.packed().max(BEGINNING);
+    let shared = Arc::new(Shared {
+        view: Mutex::new(storage.view()),
+        storage: Mutex::new(storage),
+        room: Condvar::new(),
+        queue: Mutex::new(Queue { newest, ..Queue::default() }),
+        done: AtomicU64::new(0),
+        committing: AtomicBool::new(false),
+        committed_bytes: AtomicU64::new(0),
+        published: AtomicU64::new(0),
+        background: Mutex::default(),
+        work: Condvar::new(),
+    });
+    let worker = Arc::clone(&shared);
+    let background = std::thread::Builder::new()
+        .name("background".to_owned())
+        .spawn(move || worker.run_background())
+        .map_err(failed)?;
+    Ok(Box::new(Starling { shared, background: Some(background) }))
+}
+
+impl Drop for Starling {
+    fn drop(&mut self) {
+        lock(&self.shared.background).stop = true;
+        self.shared.work.notify_all();
+        let ended = self.background.take().map(JoinHandle::join);
+        assert!(ended.is_none_or(|ended| ended.is_ok()), "the background does not panic");
+        // What fails here was never answered as being on disk.
+        let _ = lock(&self.shared.storage).sync();
+    }
+}
+
+impl Engine for Starling {
+    fn write(&self, changes: &[Change<'_>], durability: Durability) -> Result<(), EngineError> {
+        self.shared.write(changes, durability == Durability::Disk)
+    }
+
+    fn reader(&self) -> Box<dyn Reader + '_> {
+        let published = self.shared.published.load(Ordering::Acquire);
+        let view = lock(&self.shared.view).clone();
+        Box::new(StarlingReader { shared: &self.shared, view, published })
+    }
+
+    fn settle(&self) -> Result<(), EngineError> {
+        lock(&self.shared.storage).rotate().map_err(failed)?;
+        self.shared.wait_settled()
+    }
+
+    fn compact(&self) -> Result<(), EngineError> {
+        self.settle()?;
+        {
+            let mut storage = lock(&self.shared.storage);
+            // Every replica there is has all of it.
+            let newest = stamp(lock(&self.shared.queue).newest);
+            storage.set_tombstone_floor(PARTITION, newest);
+            storage.request_full_merge();
+        }
+        self.shared.wait_settled()
+    }
+
+    fn change_log_bytes(&self) -> u64 {
+        lock(&self.shared.storage).status().change_bytes
+    }
+}
+
+fn stamp(packed: u64) -> Stamp {
+    let time = HybridTime::from_packed(packed).expect("a counter that began in this century");
+    Stamp::new(time, NODE)
+}
+
+fn event(change: &Change<'_>, packed: u64) -> Event {
+    let (key, action, payload) = match *change {
+        Change::Put(key, value) => (key, Action::Put, value),
+        Change::Delete(key) => (key, Action::Delete, [].as_slice()),
+    };
+    Event {
+        partition: PARTITION,
+        keyspace: KEYSPACE,
+        key: key.to_vec().into(),
+        stamp: stamp(packed),
+        request: RequestId::default(),
+        action,
+        payload: payload.to_vec().into(),
+    }
+}
+
+impl Shared {
+    fn write(&self, changes: &[Change<'_>], sync: bool) -> Result<(), EngineError> {
+        let mut queue = lock(&self.queue);
+        for change in changes {
+            queue.newest += 1;
+            let event = event(change, queue.newest);
+            queue.events.push(event);
+        }
+        queue.sync |= sync;
+        queue.tickets += 1;
+        let ticket = queue.tickets;
+        loop {
+            if ticket <= self.done.load(Ordering::Acquire) {
+                return queue.failed.as_ref().map_or(Ok(()), |error| Err(failed(error)));
+            }
+            if !self.committing.swap(true, Ordering::Acquire) {
+                queue = self.commit(queue);
+                continue;
+            }
+            if !sync {
+                drop(queue);
+                self.spin(ticket);
+                queue = lock(&self.queue);
+                if ticket <= self.done.load(Ordering::Acquire)
+                    || !self.committing.load(Ordering::Acquire)
+                {
+                    continue;
+                }
+            }
+            queue.sleeping.push(std::thread::current());
+            drop(queue);
+            std::thread::park();
+            queue = lock(&self.queue);
+        }
+    }
+
+    /// Waits a moment for the ticket to be answered, or for the commit that is under way to end.
+    fn spin(&self, ticket: u64) {
+        for _ in 0..SPINS {
+            if ticket <= self.done.load(Ordering::Acquire)
+                || !self.committing.load(Ordering::Acquire)
+            {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        std::thread::yield_now();
+    }
+
+    /// Commits all that waits, answers it, and wakes who sleeps.
+    fn commit<'a>(&'a self, mut queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
+        let events = std::mem::take(&mut queue.events);
+        let sync = std::mem::take(&mut queue.sync);
+        let up_to = queue.tickets;
+        drop(queue);
+        let result = self.commit_events(events, sync);
+        let mut queue = lock(&self.queue);
+        if let Err(error) = result {
+            queue.failed.get_or_insert(error.to_string());
+        }
+        self.done.store(up_to, Ordering::Release);
+        self.committing.store(false, Ordering::Release);
+        if queue.sleeping.is_empty() {
+            return queue;
+        }
+        let sleeping = std::mem::take(&mut queue.sleeping);
+        drop(queue);
+        for thread in sleeping {
+            thread.unpark();
+        }
+        lock(&self.queue)
+    }
+
+    fn commit_events(&self, events: Vec<Event>, sync: bool) -> Result<(), starling_storage::Error> {
+        let sync = if sync { Sync::Now } else { Sync::Later };
+        let bytes: usize = events.iter().map(Event::encoded_len).sum();
+        let write =
+            |event| Write::Apply { event, provenance: Provenance::Write, mode: Mode::Direct };
+        let writes = events.into_iter().map(write).collect();
+        let mut storage = lock(&self.storage);
+        while storage.pressure() >= 100 {
+            self.wake_background();
+            let waited = self.room.wait_timeout(storage, WAKE_INTERVAL);
+            storage = waited.expect("nobody panics with this lock").0;
+        }
+        storage.commit(writes, sync, NOW_MS)?;
+        self.publish(&storage);
+        drop(storage);
+        let before = self.committed_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        if before / WAKE_BYTES != (before + bytes as u64) / WAKE_BYTES {
+            self.wake_background();
+        }
+        Ok(())
+    }
+
+    fn publish(&self, storage: &Storage<OsDisk>) {
+        *lock(&self.view) = storage.view();
+        self.published.fetch_add(1, Ordering::Release);
+    }
+
+    fn wake_background(&self) {
+        lock(&self.background).awake = true;
+        self.work.notify_all();
+    }
+
+    /// Waits until nothing is left to do in the background.
+    fn wait_settled(&self) -> Result<(), EngineError> {
+        let mut background = lock(&self.background);
+        background.asked += 1;
+        let asked = background.asked;
+        self.work.notify_all();
+        let settled = |state: &mut Background| state.settled < asked && state.failed.is_none();
+        let state =
+            self.work.wait_while(background, settled).expect("nobody panics with this lock");
+        state.failed.as_ref().map_or(Ok(()), |error| Err(failed(error)))
+    }
+
+    fn run_background(&self) {
+        let mut jobs: Vec<Job<OsDisk>> = Vec::new();
+        loop {
+            let (stop, asked) = {
+                let mut background = lock(&self.background);
+                let idle = |state: &mut Background| {
+                    !state.stop && !state.awake && state.asked == state.settled
+                };
+                if jobs.is_empty() {
+                    let waited = self.work.wait_timeout_while(background, WAKE_INTERVAL, idle);
+                    background = waited.expect("nobody panics with this lock").0;
+                }
+                background.awake = false;
+                (background.stop, background.asked)
+            };
+            match self.step_background(&mut jobs, stop) {
+                Ok(_) if stop => return,
+                Ok(Progress::Did) => {}
+                Ok(Progress::Idle) => {
+                    lock(&self.background).settled = asked;
+                    self.work.notify_all();
+                }
+                Err(error) => {
+                    lock(&self.background).failed = Some(error.to_string());
+                    self.work.notify_all();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// One step of each job that is out, flushes before merges; takes new ones in, and back those that are done.
+    fn step_background(
+        &self,
+        jobs: &mut Vec<Job<OsDisk>>,
+        stop: bool,
+    ) -> Result<Progress, starling_storage::Error> {
+        if !stop && jobs.len() < JOBS_MAX && !jobs.iter().any(Job::is_flush) {
+            let mut storage = lock(&self.storage);
+            // Beside a merge only a flush has to be: there is one thread for all of them.
+            if (jobs.is_empty() || 0 < storage.pressure())
+                && let Some(job) = storage.begin_job(NOW_MS)
+            {
+                jobs.push(job);
+            }
+        }
+        let flush = jobs.iter().position(Job::is_flush).unwrap_or(0);
+        if let Some(job) = jobs.get_mut(flush)
+            && !stop
+            && job.step() == Progress::Did
+        {
+            return Ok(Progress::Did);
+        }
+        let mut storage = lock(&self.storage);
+        let ended = if stop { jobs.len() } else { jobs.len().min(1) };
+        for _ in 0..ended {
+            let job = jobs.remove(if stop { 0 } else { flush });
+            storage.finish_job(job)?;
+            self.publish(&storage);
+            self.room.notify_all();
+        }
+        let upkeep = storage.upkeep(NOW_MS)?;
+        Ok(if ended > 0 { Progress::Did } else { upkeep })
+    }
+}
+
+struct StarlingReader<'a> {
+    shared: &'a Shared,
+    view: View<OsDisk>,
+    published: u64,
+}
+
+impl StarlingReader<'_> {
+    fn view(&mut self) -> &View<OsDisk> {
+        let published = self.shared.published.load(Ordering::Acquire);
+        if published != self.published {
+            self.view = lock(&self.shared.view).clone();
+            self.published = published;
+        }
+        &self.view
+    }
+}
+
+impl Reader for StarlingReader<'_> {
+    fn get(&mut self, key: &[u8]) -> Result<Option<usize>, EngineError> {
+        let found = self.view().get(PARTITION, KEYSPACE, key, Stamp::MAX).map_err(failed)?;
+        Ok(found.filter(|event| event.action == Action::Put).map(|event| event.payload.len()))
+    }
+
+    fn scan(
+        &mut self,
+        range: Range<'_>,
+        limit: usize,
+        visit: Visit<'_>,
+    ) -> Result<(), EngineError> {
+        let (prefix, mut after): (&[u8], Option<Vec<u8>>) = match range {
+            Range::All => (&[], None),
+            Range::From(key) => (&[], just_before(key)),
+            Range::Prefix(prefix) => (prefix, None),
+        };
+        let view = self.view();
+        let mut left = limit;
+        loop {
+            let page = view
+                .scan(
+                    PARTITION,
+                    KEYSPACE,
+                    prefix,
+                    after.as_deref(),
+                    Stamp::MAX,
+                    left.min(PAGE_ROWS),
+                    PAGE_BYTES,
+                )
+                .map_err(failed)?;
+            for event in &page.events {
+                if event.action == Action::Put && 0 < left {
+                    visit(&event.key, &event.payload);
+                    left -= 1;
+                }
+            }
+            match page.events.last() {
+                Some(last) if page.more && 0 < left => after = Some(last.key.to_vec()),
+                _ => return Ok(()),
+            }
+        }
+    }
+}
+
+/// A place after every smaller key of this length and before `key`; `None`: there is none smaller.
+fn just_before(key: &[u8]) -> Option<Vec<u8>> {
+    let (last, rest) = key.split_last()?;
+    let below = last.checked_sub(1)?;
+    let mut place = rest.to_vec();
+    place.extend_from_slice(&[below, 0xff]);
+    Some(place)
+}
