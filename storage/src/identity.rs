@@ -23,7 +23,8 @@ pub(crate) fn encode(identity: &Identity) -> Vec<u8> {
     contents
 }
 
-fn decode(contents: &Bytes) -> Option<Identity> {
+/// The reverse of [`encode`].
+pub(crate) fn decode(contents: &Bytes) -> Option<Identity> {
     let node = NodeId(u64::from_le_bytes(array(contents.get(..8)?, 0)));
     let cluster = String::from_utf8(contents[8..].to_vec()).ok()?;
     Some(Identity { cluster, node })

@@ -15,6 +15,9 @@ mod error;
 mod event;
 #[cfg(test)]
 mod format;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hints;
 mod identity;
 mod log;

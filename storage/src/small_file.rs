@@ -37,7 +37,11 @@ pub(crate) fn encode(magic: [u8; 8], contents: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn decode(path: &str, magic: [u8; 8], bytes: &Bytes) -> Result<Bytes, Error> {
+/// The contents of the whole file.
+///
+/// # Errors
+/// [`Error::Corrupt`] or [`Error::NewerFormat`].
+pub(crate) fn decode(path: &str, magic: [u8; 8], bytes: &Bytes) -> Result<Bytes, Error> {
     let corrupt = |reason| Error::corrupt(path, 0, reason);
     if bytes.len() < SMALL_FILE_HEADER_SIZE {
         return Err(corrupt("file is cut short"));

@@ -9,6 +9,8 @@ pub(crate) use frame::FRAME_HEADER_SIZE;
 #[cfg(test)]
 pub(crate) use frame::FRAME_LAYOUT;
 pub(crate) use frame::{Frame, begin_frame, finish_frame};
+#[cfg(feature = "fuzzing")]
+pub(crate) use frame::{decode_frame, proves_durable};
 pub(crate) use inspect::{LogExtent, LogItem, reason, walk_log};
 pub(crate) use record_log::{LogOptions, LogReader, LogSegment, Mark, RecordLog};
 pub(crate) use segment::SEGMENT_HEADER_SIZE;

@@ -178,3 +178,62 @@ pub(crate) fn internal_key_of(event: &Event) -> Vec<u8> {
 pub(crate) fn event_of(key: &[u8], stored: Stored) -> Option<Event> {
     stored.into_event(key)
 }
+
+#[cfg(feature = "fuzzing")]
+pub(crate) use super::table::FOOTER_SIZE as TABLE_FOOTER_SIZE;
+#[cfg(feature = "fuzzing")]
+pub(crate) use fuzzing::{decode_stored, internal_key_parts, manifest_of_edits};
+
+#[cfg(feature = "fuzzing")]
+mod fuzzing {
+    use bytes::Bytes;
+
+    use super::{Stored, internal_key};
+    use crate::tree::manifest;
+    use crate::{Disk, DiskFile, KeyspaceId, SimDisk};
+    use starling_clock::Stamp;
+
+    /// Partition, keyspace, key and stamp; what is one encodes to the same bytes.
+    pub(crate) fn internal_key_parts(bytes: &[u8]) -> Option<(u32, KeyspaceId, Vec<u8>, Stamp)> {
+        let parts = internal_key::decode(bytes)?;
+        let key = parts.key.to_vec();
+        let again = internal_key::encode(parts.partition, parts.keyspace, &key, parts.stamp);
+        assert_eq!(again[..], *bytes);
+        Some((parts.partition, parts.keyspace, key, parts.stamp))
+    }
+
+    /// A stored value encodes to what it came from.
+    pub(crate) fn decode_stored(data: &[u8]) {
+        if let Some(stored) = Stored::decode(&Bytes::copy_from_slice(data)) {
+            assert_eq!([&stored.header()[..], &stored.payload].concat(), data);
+        }
+    }
+
+    /// A manifest whose records have these payloads, read.
+    pub(crate) fn manifest_of_edits(mut data: &[u8]) {
+        let mut bytes = Vec::new();
+        manifest::encode_header(&mut bytes);
+        let mut sequence = 1_u64;
+        while let Some((length, rest)) = data.split_first_chunk::<2>() {
+            let length = usize::from(u16::from_le_bytes(*length)).min(rest.len());
+            let start = bytes.len();
+            bytes.extend_from_slice(&[0; 4]);
+            bytes.extend_from_slice(&u32::try_from(length).expect("two bytes").to_le_bytes());
+            bytes.extend_from_slice(&sequence.to_le_bytes());
+            bytes.extend_from_slice(&rest[..length]);
+            let crc = crc32c::crc32c(&bytes[start + 4..]);
+            bytes[start..start + 4].copy_from_slice(&crc.to_le_bytes());
+            sequence += 1;
+            data = &rest[length..];
+        }
+        let disk = SimDisk::new(1);
+        disk.create_dir("tables").expect("nothing fails");
+        let file = disk.create("tables/MANIFEST").expect("nothing fails");
+        file.write_at(&bytes, 0).expect("nothing fails");
+        if let Ok((state, ..)) = manifest::inspect(&disk, "tables") {
+            manifest::replace(&disk, "tables", &state).expect("nothing fails");
+            let again = manifest::inspect(&disk, "tables").map(|(state, ..)| state);
+            assert_eq!(again.ok(), Some(state), "what is known is kept");
+        }
+    }
+}

@@ -22,6 +22,8 @@ pub(crate) use bloom::key_hash;
 pub(crate) use builder::TableBuilder;
 pub(crate) use cache::BlockCache;
 pub(crate) use cursor::TableCursor;
+#[cfg(feature = "fuzzing")]
+pub(crate) use footer::FOOTER_SIZE;
 pub(crate) use reader::{FoundEvent, Table};
 
 /// The path of table `number` in `dir`.

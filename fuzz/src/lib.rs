@@ -1,0 +1,3 @@
+//! What fuzz targets share: a small data directory, and damage to it.
+
+pub mod template;
