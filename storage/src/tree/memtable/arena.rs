@@ -1,0 +1,356 @@
+//! [`Arena`]: the memory of a memtable's nodes, and all the `unsafe` there is in this crate.
+//!
+//! A node is one entry: its links, its internal key and its stored value, side by side in a block.
+//!
+//! ```text
+//!  links, highest first      header                       key          value
+//! [.. | link 1 | link 0] [lengths, height]  [internal key] [stored value]
+//!                        ^ where a `NodeRef` points; 8 bytes are its unit
+//! ```
+//!
+//! Invariants:
+//!
+//! - A node never moves and is never freed before its arena: what is borrowed from one lives as long as the arena.
+//! - All of a node but its links is written once, before its [`NodeRef`] leaves [`Arena::add`], and never again; links
+//!   are atomics. So readers on other threads need no more than to have got the reference through an acquiring load of
+//!   what was stored with release.
+//! - A [`NodeRef`] is made by [`Arena::add`] only, or read back from a number that one was turned into. A memtable has
+//!   one arena, and no number of it goes anywhere else: each reference is to a node of that arena.
+//! - Blocks grow with the arena, up to [`BLOCK_SIZE`]; a value of [`APART_SIZE_MIN`] bytes or more is an allocation of
+//!   its own, so that little is left over at a block's end.
+//!
+//! It knows nothing of order; `skiplist.rs` does. Under loom each node has a cell beside its bytes, so that a read that
+//! is not ordered after the write is found.
+#![expect(unsafe_code, reason = "nodes of any length, side by side, are outside of what safe code can lay")]
+
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::num::NonZeroU32;
+use std::ptr::{self, NonNull};
+use std::sync::{Mutex, OnceLock};
+
+use super::sync::{AtomicPtr, AtomicU32, Ordering};
+use crate::event::PAYLOAD_SIZE_LIMIT;
+use crate::tree::internal_key::{HEAD_SIZE, INTERNAL_KEY_SIZE_MAX, INTERNAL_KEY_SIZE_MIN};
+
+/// Offsets in a block, and sizes, are multiples of this, in bytes.
+const UNIT: usize = 8;
+/// Bits of a reference that are an offset in a block.
+const OFFSET_BITS: u32 = 17;
+/// The largest block, in bytes.
+pub(super) const BLOCK_SIZE: usize = UNIT << OFFSET_BITS;
+/// The first block, in bytes.
+const FIRST_BLOCK_SIZE: usize = 1 << 10;
+/// A block is about this part of what the arena has already.
+const GROWTH: usize = 4;
+/// Values of at least so many bytes lie apart.
+pub(super) const APART_SIZE_MIN: usize = 16 << 10;
+/// Blocks that share one leaf of the table of blocks.
+const LEAF_BLOCKS: usize = 256;
+const LEAVES: usize = (1 << (32 - OFFSET_BITS)) / LEAF_BLOCKS;
+
+/// Bit of the value length that says that the value lies apart.
+const APART: u32 = 1 << 31;
+/// The window on a key begins behind partition and keyspace, which are the same for all keys of a list.
+const WINDOW_START: usize = HEAD_SIZE;
+const WINDOW_SIZE: usize = size_of::<u128>();
+
+const _: () = assert!(WINDOW_START + WINDOW_SIZE <= INTERNAL_KEY_SIZE_MIN);
+const _: () = assert!(PAYLOAD_SIZE_LIMIT < (APART as usize) / 2);
+const _: () = assert!(INTERNAL_KEY_SIZE_MAX <= u16::MAX as usize);
+const _: () = assert!(INTERNAL_KEY_SIZE_MAX + APART_SIZE_MIN + 1024 < BLOCK_SIZE / 8);
+const _: () = assert!(align_of::<AtomicU32>() <= UNIT);
+
+/// The first bytes of a key behind partition and keyspace, as a number that sorts as they do. What is shorter is
+/// filled up with zeros: then equal windows say nothing.
+#[inline]
+pub(super) fn window(rest: &[u8]) -> u128 {
+    if let Some(first) = rest.first_chunk::<WINDOW_SIZE>() {
+        return u128::from_be_bytes(*first);
+    }
+    let mut filled = [0; WINDOW_SIZE];
+    filled[..rest.len()].copy_from_slice(rest);
+    u128::from_be_bytes(filled)
+}
+
+/// Where a node is: block and offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NodeRef(NonZeroU32);
+
+impl NodeRef {
+    /// The number to be stored in a link; never 0.
+    #[inline]
+    pub(super) fn number(self) -> u32 {
+        self.0.get()
+    }
+
+    /// The reference that became `number`, `None` for 0. See the file's head: of the same memtable.
+    #[inline]
+    pub(super) fn from_number(number: u32) -> Option<Self> {
+        NonZeroU32::new(number).map(Self)
+    }
+}
+
+#[repr(C)]
+struct Header {
+    /// With [`APART`].
+    value_length: u32,
+    key_length: u16,
+    /// How many links there are.
+    height: u8,
+    #[cfg(all(loom, test))]
+    witness: loom::cell::UnsafeCell<()>,
+}
+
+const HEADER_SIZE: usize = size_of::<Header>();
+const _: () = assert!(align_of::<Header>() <= UNIT && HEADER_SIZE.is_multiple_of(align_of::<Header>()));
+
+/// A node that can be read.
+#[derive(Clone, Copy)]
+pub(super) struct Node<'a> {
+    header: NonNull<u8>,
+    arena: PhantomData<&'a Arena>,
+}
+
+// SAFETY: a `Node` is a shared reference to what does not change and to atomics: see the file's head.
+unsafe impl Send for Node<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Node<'_> {}
+
+impl<'a> Node<'a> {
+    #[inline]
+    fn header(self) -> &'a Header {
+        // SAFETY: `header` points to a header that `Arena::add` wrote in a block of the arena borrowed for 'a, aligned
+        // to `UNIT`; it is never written again.
+        let header = unsafe { self.header.cast::<Header>().as_ref() };
+        #[cfg(all(loom, test))]
+        header.witness.with(|_| ());
+        header
+    }
+
+    /// The internal key.
+    #[inline]
+    pub(super) fn key(self) -> &'a [u8] {
+        let length = self.header().key_length as usize;
+        // SAFETY: so many bytes of key were written behind the header, in the same block, and never change.
+        unsafe { std::slice::from_raw_parts(self.header.as_ptr().add(HEADER_SIZE), length) }
+    }
+
+    /// The [`window`] on the key.
+    #[inline]
+    pub(super) fn window(self) -> u128 {
+        let _ = self.header();
+        // SAFETY: a key has at least `INTERNAL_KEY_SIZE_MIN` bytes, asserted to be enough for the window; they lie
+        // behind the header and never change. An array of bytes has no alignment.
+        let bytes = unsafe {
+            self.header.as_ptr().add(HEADER_SIZE + WINDOW_START).cast::<[u8; WINDOW_SIZE]>().read()
+        };
+        u128::from_be_bytes(bytes)
+    }
+
+    /// The stored value, as it stands in a table's entry.
+    #[inline]
+    pub(super) fn value(self) -> &'a [u8] {
+        let header = self.header();
+        let length = (header.value_length & !APART) as usize;
+        // SAFETY: the value, or the pointer to it, was written right behind the key. What lies apart is freed with the
+        // arena. Neither changes.
+        unsafe {
+            let inline = self.header.as_ptr().add(HEADER_SIZE + header.key_length as usize);
+            let start = if header.value_length & APART == 0 {
+                inline.cast_const()
+            } else {
+                inline.cast::<*const u8>().read_unaligned()
+            };
+            std::slice::from_raw_parts(start, length)
+        }
+    }
+
+    /// The link at `level`.
+    ///
+    /// # Panics
+    /// If the node is not that high.
+    #[inline]
+    pub(super) fn link(self, level: usize) -> &'a AtomicU32 {
+        assert!(level < usize::from(self.header().height));
+        // SAFETY: `height` links lie before the header, one below the other, aligned; `Arena::add` made them.
+        unsafe { &*self.header.as_ptr().cast::<AtomicU32>().sub(level + 1) }
+    }
+}
+
+/// Where the next node goes. One an arena, in the hands of its writer.
+#[derive(Default)]
+pub(super) struct Bump {
+    /// The block that is being filled; dangling before the first.
+    block: Option<NonNull<u8>>,
+    number: u32,
+    used: usize,
+    size: usize,
+    /// Bytes of the blocks before.
+    filled: usize,
+    blocks: u32,
+}
+
+// SAFETY: the pointer is to memory that any thread may write that owns the `Bump`.
+unsafe impl Send for Bump {}
+
+/// What owns memory that nodes point into; freed with the arena.
+enum Owned {
+    Block(*mut [MaybeUninit<u64>]),
+    Value(*mut [u8]),
+}
+
+// SAFETY: these are owned allocations, touched again only when the arena is dropped.
+unsafe impl Send for Owned {}
+
+type Leaf = OnceLock<Box<[AtomicPtr<u8>]>>;
+
+/// See the file's head.
+pub(super) struct Arena {
+    leaves: [Leaf; LEAVES],
+    owned: Mutex<Vec<Owned>>,
+}
+
+impl Default for Arena {
+    fn default() -> Self {
+        Self { leaves: [const { OnceLock::new() }; LEAVES], owned: Mutex::default() }
+    }
+}
+
+/// What adding a node took, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Taken {
+    /// By the node, what was left over before it included.
+    pub(super) used: usize,
+    /// From the system.
+    pub(super) allocated: usize,
+}
+
+impl Arena {
+    /// The node at `at`.
+    #[inline]
+    pub(super) fn node(&self, at: NodeRef) -> Node<'_> {
+        let number = at.number();
+        let (block, offset) = (number >> OFFSET_BITS, number & ((1 << OFFSET_BITS) - 1));
+        let leaf = self.leaves[block as usize / LEAF_BLOCKS].get().expect("a node's block is there");
+        let start = leaf[block as usize % LEAF_BLOCKS].load(Ordering::Acquire);
+        debug_assert!(!start.is_null());
+        // SAFETY: `Arena::add` made the reference for this arena (see the file's head), after it had stored the
+        // block's start; the offset is that of a header in it. The block lives as long as the arena.
+        let header = unsafe { NonNull::new_unchecked(start.add(offset as usize * UNIT)) };
+        Node { header, arena: PhantomData }
+    }
+
+    /// Writes a node with `height` links that lead nowhere. The value is `head` and `payload`. Other threads may have
+    /// the reference once it is stored with release somewhere.
+    ///
+    /// # Panics
+    /// If the key's length is not that of an internal key, or the arena is full, at 32 GiB.
+    pub(super) fn add(
+        &self,
+        bump: &mut Bump,
+        key: &[u8],
+        (head, payload): (&[u8], &[u8]),
+        height: usize,
+    ) -> (NodeRef, Taken) {
+        assert!((INTERNAL_KEY_SIZE_MIN..=INTERNAL_KEY_SIZE_MAX).contains(&key.len()));
+        let value_length = head.len() + payload.len();
+        let apart = APART_SIZE_MIN <= value_length;
+        let links = (height * size_of::<AtomicU32>()).next_multiple_of(UNIT);
+        let inline = if apart { size_of::<*const u8>() } else { value_length };
+        let size = (links + HEADER_SIZE + key.len() + inline).next_multiple_of(UNIT);
+        let mut taken = Taken::default();
+        if bump.size - bump.used < size {
+            taken.used += bump.size - bump.used;
+            taken.allocated += self.next_block(bump, size);
+        }
+        let start = bump.block.expect("there is a block").as_ptr();
+        let offset = bump.used + links;
+        let header = Header {
+            value_length: u32::try_from(value_length).expect("bounded by PAYLOAD_SIZE_LIMIT")
+                | if apart { APART } else { 0 },
+            key_length: u16::try_from(key.len()).expect("bounded by INTERNAL_KEY_SIZE_MAX"),
+            height: u8::try_from(height).expect("a few levels"),
+            #[cfg(all(loom, test))]
+            witness: loom::cell::UnsafeCell::new(()),
+        };
+        // SAFETY: `size` bytes from `bump.used` on are in the block and in no node: `used` only grows, and this writer
+        // alone has the `Bump`. All of them that are read later are written here. The start of a block is aligned to
+        // `UNIT`, `used`, `links` and so `offset` are multiples of it.
+        unsafe {
+            let at = start.add(offset);
+            at.cast::<Header>().write(header);
+            for level in 0..height {
+                at.cast::<AtomicU32>().sub(level + 1).write(AtomicU32::new(0));
+            }
+            let at = at.add(HEADER_SIZE);
+            ptr::copy_nonoverlapping(key.as_ptr(), at, key.len());
+            let at = at.add(key.len());
+            if apart {
+                at.cast::<*const u8>().write_unaligned(self.set_apart(head, payload));
+                taken.used += value_length;
+                taken.allocated += value_length;
+            } else {
+                ptr::copy_nonoverlapping(head.as_ptr(), at, head.len());
+                ptr::copy_nonoverlapping(payload.as_ptr(), at.add(head.len()), payload.len());
+            }
+        }
+        bump.used += size;
+        taken.used += size;
+        let offset = u32::try_from(offset / UNIT).expect("within a block");
+        let number = NonZeroU32::new(bump.number << OFFSET_BITS | offset);
+        (NodeRef(number.expect("links lie before the header")), taken)
+    }
+
+    /// Begins a block with room for `size` bytes; how many bytes that took from the system.
+    fn next_block(&self, bump: &mut Bump, size: usize) -> usize {
+        let number = bump.blocks;
+        let leaf = self.leaves.get(number as usize / LEAF_BLOCKS).expect("at most 32 GiB of nodes");
+        let mut allocated = 0;
+        let leaf = leaf.get_or_init(|| {
+            allocated += LEAF_BLOCKS * size_of::<AtomicPtr<u8>>();
+            (0..LEAF_BLOCKS).map(|_| AtomicPtr::new(ptr::null_mut())).collect()
+        });
+        let mut owned = self.owned.lock().expect("nothing panics with it");
+        let grown = (bump.total() / GROWTH).next_power_of_two();
+        let block_size = grown.clamp(FIRST_BLOCK_SIZE.max(size), BLOCK_SIZE).next_multiple_of(UNIT);
+        let block = Box::into_raw(Box::<[u64]>::new_uninit_slice(block_size / UNIT));
+        owned.push(Owned::Block(block));
+        let start = block.cast::<u8>();
+        leaf[number as usize % LEAF_BLOCKS].store(start, Ordering::Release);
+        bump.filled += bump.size;
+        bump.block = NonNull::new(start);
+        (bump.number, bump.blocks) = (number, number + 1);
+        (bump.used, bump.size) = (0, block_size);
+        allocated + block_size
+    }
+
+    fn set_apart(&self, head: &[u8], payload: &[u8]) -> *const u8 {
+        let value = Box::into_raw([head, payload].concat().into_boxed_slice());
+        self.owned.lock().expect("nothing panics with it").push(Owned::Value(value));
+        value.cast::<u8>().cast_const()
+    }
+}
+
+impl Bump {
+    /// Bytes of all blocks so far.
+    fn total(&self) -> usize {
+        self.filled + self.size
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        let Ok(owned) = self.owned.get_mut() else { return };
+        for owned in owned.drain(..) {
+            // SAFETY: each came from `Box::into_raw` and is freed here only. No node of this arena is borrowed any more,
+            // and nothing in a block has to be dropped.
+            unsafe {
+                match owned {
+                    Owned::Block(block) => drop(Box::from_raw(block)),
+                    Owned::Value(value) => drop(Box::from_raw(value)),
+                }
+            }
+        }
+    }
+}

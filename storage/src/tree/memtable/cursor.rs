@@ -1,0 +1,134 @@
+//! [`MemtableCursor`] and [`Entry`]: what a memtable shows of itself.
+//!
+//! Invariants:
+//!
+//! - An [`Entry`] borrows from the memtable, not from the cursor that found it.
+//! - A cursor meets every event that was inserted before it was made, in order; those inserted since it meets or not.
+
+use std::cell::OnceCell;
+
+use bytes::Bytes;
+use starling_clock::Stamp;
+
+use super::arena::{Node, NodeRef};
+use super::sync::Ordering;
+use super::{Memtable, stamp_of};
+use crate::event::Action;
+use crate::tree::stored::Stored;
+
+/// An event in a memtable.
+#[derive(Clone, Copy)]
+pub(crate) struct Entry<'a> {
+    node: Node<'a>,
+}
+
+impl<'a> Entry<'a> {
+    pub(super) fn new(node: Node<'a>) -> Self {
+        Self { node }
+    }
+
+    /// The internal key.
+    pub(crate) fn key(self) -> &'a [u8] {
+        self.node.key()
+    }
+
+    /// The stored value, as it stands in a table: see `FORMAT.md`, "Stored value".
+    pub(crate) fn value(self) -> &'a [u8] {
+        self.node.value()
+    }
+
+    /// The event's stamp.
+    pub(crate) fn stamp(self) -> Stamp {
+        stamp_of(self.node)
+    }
+
+    /// Put or delete.
+    pub(crate) fn action(self) -> Action {
+        self.node.value().first().and_then(|action| Action::from_u8(*action)).expect("encoded")
+    }
+
+    /// The stored value, with a copy of the payload.
+    pub(crate) fn stored(self) -> Stored {
+        Stored::decode(&Bytes::copy_from_slice(self.value())).expect("it was encoded")
+    }
+}
+
+/// Walks a memtable in order, either way.
+pub(crate) struct MemtableCursor<'a> {
+    memtable: &'a Memtable,
+    /// The group of the event, 0 if there is none.
+    group: u32,
+    node: Option<Node<'a>>,
+    stored: OnceCell<Stored>,
+}
+
+impl<'a> MemtableCursor<'a> {
+    pub(super) fn new(memtable: &'a Memtable, group: u32, node: Option<Node<'a>>) -> Self {
+        Self { memtable, group, node, stored: OnceCell::new() }
+    }
+
+    /// As it is if there is an event, otherwise on the first event of a later group.
+    pub(super) fn or_later(mut self) -> Self {
+        self.skip_to_later();
+        self
+    }
+
+    /// As it is if there is an event, otherwise on the last event of an earlier group.
+    pub(super) fn or_earlier(mut self) -> Self {
+        self.skip_to_earlier();
+        self
+    }
+
+    /// The event, `None` past the last one.
+    pub(crate) fn entry(&self) -> Option<Entry<'a>> {
+        self.node.map(Entry::new)
+    }
+
+    /// The internal key of the event, `None` past the last one.
+    pub(crate) fn key(&self) -> Option<&'a [u8]> {
+        self.node.map(Node::key)
+    }
+
+    /// What is stored of the event, copied when it is asked for first.
+    ///
+    /// # Panics
+    /// If the cursor is past the last event.
+    pub(crate) fn stored(&self) -> &Stored {
+        let entry = self.entry().expect("the cursor is on an event");
+        self.stored.get_or_init(|| entry.stored())
+    }
+
+    /// Moves to the next event.
+    pub(crate) fn advance(&mut self) {
+        let Some(node) = self.node else { return };
+        let next = NodeRef::from_number(node.link(0).load(Ordering::Acquire));
+        self.node = next.map(|at| self.memtable.arena.node(at));
+        self.stored.take();
+        self.skip_to_later();
+    }
+
+    /// Moves to the event before, by a search: nodes have no links backwards.
+    pub(crate) fn retreat(&mut self) {
+        let Some(node) = self.node else { return };
+        self.node = self.memtable.search(self.group, node.key()).0;
+        self.stored.take();
+        self.skip_to_earlier();
+    }
+
+    fn skip_to_later(&mut self) {
+        while self.node.is_none() && self.group != 0 {
+            self.group = self.memtable.groups.after(self.group);
+            if self.group != 0 {
+                self.node = self.memtable.first_of(self.group);
+            }
+        }
+    }
+
+    fn skip_to_earlier(&mut self) {
+        while self.node.is_none() && self.group != 0 {
+            let head = self.memtable.groups.get(self.group).head();
+            self.group = self.memtable.groups.around(head).0;
+            self.node = self.memtable.last_of(self.group);
+        }
+    }
+}

@@ -1,0 +1,413 @@
+//! The memtable: events that are in the write-ahead log and not yet in a table, in the order of internal keys.
+//!
+//! Invariants:
+//!
+//! - Many threads read while one inserts, and none of them waits; a reader sees an event whole or not at all. Threads
+//!   that insert wait for each other.
+//! - An event that is there already changes nothing: identity decides, not the payload.
+//! - Nothing is ever removed: a memtable is frozen, flushed and dropped as a whole.
+//! - Key and payload are copies: a memtable keeps no buffer of a log or of a network alive.
+//! - After an insert returns, every way to read finds the event. While it runs, a point read may already find what a
+//!   cursor does not yet, or the other way round.
+//! - The same inserts in the same order make the same memtable, its size included.
+//!
+//! A skiplist in an arena, one list a partition and keyspace, with a hash index from keys to their newest events beside
+//! it: a point read is one probe, a miss does not look at the lists at all. It does not know what a log or a table is.
+
+mod arena;
+mod cursor;
+mod groups;
+mod index;
+mod skiplist;
+mod stable;
+mod sync;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use starling_clock::Stamp;
+
+use super::internal_key;
+use super::stored::Stored;
+use super::table::key_hash;
+use crate::event::Event;
+use crate::types::Digest;
+use arena::{Arena, Bump, Node, NodeRef, window};
+use groups::{Events, GROUP_HEIGHT_MAX, Group, Groups, Head, head_of};
+use index::{Found, Index, IndexWriter};
+use skiplist::{HEIGHT_MAX, Heights, List, Path};
+use sync::{AtomicUsize, Ordering};
+
+pub(crate) use cursor::{Entry, MemtableCursor};
+
+/// Versions of a key that a point read steps over before it searches.
+const STEPS_BEFORE_SEARCH: usize = 8;
+/// A hash index counts as no more than this many bytes an entry: what is nearly empty must not fill a small memtable.
+const INDEX_CHARGE_MAX: usize = 32;
+
+/// Events in memory, sorted.
+#[derive(Default)]
+pub(crate) struct Memtable {
+    arena: Arena,
+    groups: Groups,
+    /// From a head to its group.
+    heads: Index,
+    /// From a key to its newest event.
+    keys: Index,
+    used: AtomicUsize,
+    allocated: AtomicUsize,
+    events: AtomicUsize,
+    writer: Mutex<Writer>,
+}
+
+/// What became of an insert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Inserted {
+    /// The event was not here before.
+    pub(crate) new: bool,
+    /// The newest event of the key here before, itself if it was.
+    pub(crate) previous: Option<Stamp>,
+}
+
+/// What only inserting needs.
+#[derive(Default)]
+struct Writer {
+    bump: Bump,
+    heights: Heights,
+    keys: IndexWriter,
+    heads: IndexWriter,
+    /// Of each group, where the last insert was. The group numbered 1 is the first.
+    fingers: Vec<Finger>,
+    /// The group of the last insert.
+    group: u32,
+    key: Vec<u8>,
+    arena_used: usize,
+    arena_allocated: usize,
+    groups_bytes: usize,
+}
+
+/// Where in a group something was inserted: rising keys need no search.
+struct Finger {
+    /// The last node at each level up to the one inserted, that one included.
+    path: Path,
+    /// Windows on the key inserted and on the one after it: what lies strictly between goes between the two.
+    from: u128,
+    to: u128,
+}
+
+impl Memtable {
+    /// Adds an event.
+    ///
+    /// # Panics
+    /// If the key is longer than a key may be, or there are 32 GiB of events.
+    pub(crate) fn insert(&self, event: &Event) -> Inserted {
+        let mut writer = self.writer.lock().expect("no insert panicked");
+        let writer = &mut *writer;
+        let mut key = std::mem::take(&mut writer.key);
+        internal_key::encode_into(
+            &mut key,
+            event.partition,
+            event.keyspace,
+            &event.key,
+            event.stamp,
+        );
+        let inserted = self.insert_encoded(writer, &key, event);
+        writer.key = key;
+        inserted
+    }
+
+    fn insert_encoded(&self, writer: &mut Writer, key: &[u8], event: &Event) -> Inserted {
+        let prefix = internal_key::prefix_of(key);
+        let hash = key_hash(prefix);
+        let newest = self.newest_node(prefix, hash);
+        let previous = newest.map(|(_, node)| stamp_of(node));
+        let number = self.group_for(writer, (event.partition, event.keyspace.0));
+        let group = self.groups.get(number);
+        let list = Events { group, arena: &self.arena };
+        let finger = &mut writer.fingers[number as usize - 1];
+        let target = Target::new(key);
+        if !(finger.from < target.window && target.window < finger.to) {
+            let next = skiplist::search(&list, |node| target.is_after(node), &mut finger.path);
+            let next = NodeRef::from_number(next).map(|next| self.arena.node(next));
+            if next.is_some_and(|next| next.key() == key) {
+                finger.forget();
+                return Inserted { new: false, previous };
+            }
+            finger.to = next.map_or(u128::MAX, Node::window);
+        }
+        let height = writer.heights.draw(HEIGHT_MAX);
+        let head = Stored { action: event.action, request: event.request, payload: Bytes::new() };
+        let value = (&head.header()[..], &event.payload[..]);
+        let (node, taken) = self.arena.add(&mut writer.bump, key, value, height);
+        skiplist::link_in(&list, node.number(), height, &finger.path);
+        finger.path[..height].fill(node.number());
+        finger.from = target.window;
+        group.count(event.id().hash());
+        match newest {
+            None => self.keys.add(&mut writer.keys, hash, node.number()),
+            Some((before, _)) if previous < Some(event.stamp) => {
+                self.keys.replace(hash, before.number(), node.number());
+            }
+            Some(_) => {}
+        }
+        self.account(writer, taken);
+        Inserted { new: true, previous }
+    }
+
+    /// The number of the group with this head, which is made if there is none.
+    fn group_for(&self, writer: &mut Writer, head: Head) -> u32 {
+        if writer.group != 0 && self.groups.get(writer.group).head() == head {
+            return writer.group;
+        }
+        writer.group = self.group_of(head).unwrap_or_else(|| {
+            let number = u32::try_from(writer.fingers.len() + 1).expect("no more than events");
+            writer.groups_bytes += self.groups.add(number, head, writer.heights.draw(GROUP_HEIGHT_MAX));
+            self.heads.add(&mut writer.heads, hash_of(head), number);
+            writer.fingers.push(Finger::new());
+            number
+        });
+        writer.group
+    }
+
+    fn account(&self, writer: &mut Writer, taken: arena::Taken) {
+        let events = self.events.load(Ordering::Relaxed) + 1;
+        self.events.store(events, Ordering::Relaxed);
+        writer.arena_used += taken.used;
+        writer.arena_allocated += taken.allocated;
+        let fingers = writer.fingers.capacity() * size_of::<Finger>();
+        let index = writer.keys.bytes() + writer.heads.bytes();
+        let groups = writer.fingers.len() * (size_of::<Group>() + size_of::<Finger>());
+        let used = writer.arena_used + groups + index.min(events * INDEX_CHARGE_MAX);
+        self.used.store(used, Ordering::Relaxed);
+        let allocated = writer.arena_allocated + writer.groups_bytes + fingers + index;
+        self.allocated.store(allocated, Ordering::Relaxed);
+    }
+
+    /// Memory that the events take, in bytes: nodes, their share of the index, and the lists. What is allocated ahead
+    /// of them is in [`Self::allocated_bytes`] only.
+    pub(crate) fn bytes(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Memory allocated, in bytes, all of it but this value itself.
+    pub(crate) fn allocated_bytes(&self) -> usize {
+        self.allocated.load(Ordering::Relaxed)
+    }
+
+    /// How many events there are.
+    pub(crate) fn events(&self) -> usize {
+        self.events.load(Ordering::Relaxed)
+    }
+
+    /// Count and digest of the partition's events that are here: what a walk over them would give.
+    pub(crate) fn digest(&self, partition: u32) -> Digest {
+        let mut digest = Digest::default();
+        let (_, mut number) = self.groups.around((partition, 0));
+        while number != 0 && self.groups.get(number).head().0 == partition {
+            let group = self.groups.get(number).digest();
+            digest.events += group.events;
+            digest.hash ^= group.hash;
+            number = self.groups.after(number);
+        }
+        digest
+    }
+
+    /// The key's newest event that is not newer than `at`. `hash` is [`key_hash`] of `prefix`, which all the key's
+    /// internal keys begin with. One probe of the index if it is the newest, or there is none.
+    pub(crate) fn get(&self, prefix: &[u8], hash: u64, at: Stamp) -> Option<Entry<'_>> {
+        let (_, mut node) = self.newest_node(prefix, hash)?;
+        for _ in 0..STEPS_BEFORE_SEARCH {
+            if stamp_of(node) <= at {
+                return Some(Entry::new(node));
+            }
+            let next = NodeRef::from_number(node.link(0).load(Ordering::Acquire))?;
+            node = self.arena.node(next);
+            if !is_version(node, prefix) {
+                return None;
+            }
+        }
+        let node = self.first_node(&internal_key::seek_version(prefix, at))?;
+        is_version(node, prefix).then(|| Entry::new(node))
+    }
+
+    /// The stamp of the key's newest event; the arguments are those of [`Self::get`].
+    pub(crate) fn newest_stamp(&self, prefix: &[u8], hash: u64) -> Option<Stamp> {
+        self.newest_node(prefix, hash).map(|(_, node)| stamp_of(node))
+    }
+
+    /// Whether the event with this internal key is here.
+    pub(crate) fn contains(&self, internal: &[u8]) -> bool {
+        let prefix = internal_key::prefix_of(internal);
+        let Some((_, node)) = self.newest_node(prefix, key_hash(prefix)) else { return false };
+        // Newer versions have lesser internal keys.
+        match node.key().cmp(internal) {
+            std::cmp::Ordering::Equal => true,
+            std::cmp::Ordering::Greater => false,
+            std::cmp::Ordering::Less => {
+                self.first_node(internal).is_some_and(|node| node.key() == internal)
+            }
+        }
+    }
+
+    /// A cursor on no event.
+    pub(crate) fn none(&self) -> MemtableCursor<'_> {
+        MemtableCursor::new(self, 0, None)
+    }
+
+    /// A cursor on the first event at or after `from`.
+    pub(crate) fn seek(&self, from: &[u8]) -> MemtableCursor<'_> {
+        let head = head_of(from);
+        let (_, number) = self.groups.around(head);
+        if number == 0 {
+            return self.none();
+        }
+        // A list behind the one of that head is there from its beginning.
+        let within = self.groups.get(number).head() == head;
+        let node = if within { self.search(number, from).1 } else { self.first_of(number) };
+        MemtableCursor::new(self, number, node).or_later()
+    }
+
+    /// A cursor on the first event after `after`.
+    pub(crate) fn seek_past(&self, after: &[u8]) -> MemtableCursor<'_> {
+        let mut cursor = self.seek(after);
+        if cursor.key() == Some(after) {
+            cursor.advance();
+        }
+        cursor
+    }
+
+    /// A cursor on the last event before `end`.
+    pub(crate) fn seek_before(&self, end: &[u8]) -> MemtableCursor<'_> {
+        let head = head_of(end);
+        let (before, number) = self.groups.around(head);
+        if number != 0 && self.groups.get(number).head() == head {
+            let (node, _) = self.search(number, end);
+            return MemtableCursor::new(self, number, node).or_earlier();
+        }
+        MemtableCursor::new(self, before, self.last_of(before)).or_earlier()
+    }
+
+    /// The newest event of the key, by the index.
+    fn newest_node(&self, prefix: &[u8], hash: u64) -> Option<(NodeRef, Node<'_>)> {
+        let node = |number| {
+            let at = NodeRef::from_number(number).expect("an entry is not 0");
+            (at, self.arena.node(at))
+        };
+        match self.keys.find(hash, |number| is_version(node(number).1, prefix)) {
+            Found::Number(number) => Some(node(number)),
+            Found::Absent => None,
+            Found::Unsure => {
+                let target = internal_key::seek_version(prefix, Stamp::MAX);
+                let number = self.group_of(head_of(prefix))?;
+                let at = NodeRef::from_number(self.search_number(number, &target).1)?;
+                let node = self.arena.node(at);
+                is_version(node, prefix).then_some((at, node))
+            }
+        }
+    }
+
+    fn group_of(&self, head: Head) -> Option<u32> {
+        match self.heads.find(hash_of(head), |number| self.groups.get(number).head() == head) {
+            Found::Number(number) => Some(number),
+            Found::Absent => None,
+            Found::Unsure => {
+                let (_, number) = self.groups.around(head);
+                (number != 0 && self.groups.get(number).head() == head).then_some(number)
+            }
+        }
+    }
+
+    /// The first event of the group of `target`'s head at or after it.
+    fn first_node(&self, target: &[u8]) -> Option<Node<'_>> {
+        let number = self.group_of(head_of(target))?;
+        self.search(number, target).1
+    }
+
+    /// In a group, the last event before `target` and the first one that is not.
+    fn search(&self, group: u32, target: &[u8]) -> (Option<Node<'_>>, Option<Node<'_>>) {
+        let (before, next) = self.search_number(group, target);
+        let node = |number| NodeRef::from_number(number).map(|at| self.arena.node(at));
+        (node(before), node(next))
+    }
+
+    fn search_number(&self, group: u32, target: &[u8]) -> (u32, u32) {
+        let list = self.events_of(group);
+        let target = Target::new(target);
+        let mut path = Path::default();
+        let next = skiplist::search(&list, |node| target.is_after(node), &mut path);
+        (path[0], next)
+    }
+
+    fn events_of(&self, group: u32) -> Events<'_> {
+        Events { group: self.groups.get(group), arena: &self.arena }
+    }
+
+    fn first_of(&self, group: u32) -> Option<Node<'_>> {
+        let first = self.events_of(group).link(None, 0).load(Ordering::Acquire);
+        NodeRef::from_number(first).map(|at| self.arena.node(at))
+    }
+
+    /// The last event of a group; `None` for the group 0, which is none.
+    fn last_of(&self, group: u32) -> Option<Node<'_>> {
+        if group == 0 {
+            return None;
+        }
+        let mut path = Path::default();
+        skiplist::search(&self.events_of(group), |_| true, &mut path);
+        NodeRef::from_number(path[0]).map(|at| self.arena.node(at))
+    }
+}
+
+impl Finger {
+    fn new() -> Self {
+        Self { path: Path::default(), from: u128::MAX, to: 0 }
+    }
+
+    /// Nothing lies between: the next insert searches.
+    fn forget(&mut self) {
+        (self.from, self.to) = (u128::MAX, 0);
+    }
+}
+
+/// What a search in a group is for, less the head, which is the group's.
+struct Target<'a> {
+    window: u128,
+    rest: &'a [u8],
+}
+
+impl<'a> Target<'a> {
+    /// `target` may be shorter than a head: then it is before all keys of the group, or the group is not searched.
+    fn new(target: &'a [u8]) -> Self {
+        let rest = target.get(internal_key::HEAD_SIZE..).unwrap_or_default();
+        Self { window: window(rest), rest }
+    }
+
+    /// Whether `node` is before the target.
+    #[inline]
+    fn is_after(&self, node: Node<'_>) -> bool {
+        let window = node.window();
+        if window != self.window {
+            return window < self.window;
+        }
+        &node.key()[internal_key::HEAD_SIZE..] < self.rest
+    }
+}
+
+fn stamp_of(node: Node<'_>) -> Stamp {
+    internal_key::stamp_of(node.key()).expect("it was encoded from a stamp")
+}
+
+#[inline]
+fn is_version(node: Node<'_>, prefix: &[u8]) -> bool {
+    internal_key::prefix_of(node.key()) == prefix
+}
+
+fn hash_of(head: Head) -> u64 {
+    let mut bytes = [0; internal_key::HEAD_SIZE];
+    let (partition, keyspace) = bytes.split_at_mut(size_of::<u32>());
+    partition.copy_from_slice(&head.0.to_le_bytes());
+    keyspace.copy_from_slice(&head.1.to_le_bytes());
+    xxhash_rust::xxh3::xxh3_64(&bytes)
+}

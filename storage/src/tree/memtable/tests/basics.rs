@@ -1,0 +1,133 @@
+//! What one memtable does with a few events, and what it costs.
+
+use super::*;
+use crate::tree::memtable::Inserted;
+use crate::tree::memtable::arena::{APART_SIZE_MIN, BLOCK_SIZE};
+
+#[test]
+fn an_event_counts_once() {
+    let memtable = Memtable::default();
+    assert_eq!((memtable.bytes(), memtable.allocated_bytes()), (0, 0));
+    let first = event(1, 2, b"a", 1);
+    assert_eq!(memtable.insert(&first), Inserted { new: true, previous: None });
+    let before = (memtable.bytes(), memtable.digest(1));
+    let another = Event { payload: Bytes::from_static(b"another"), ..first.clone() };
+    assert_eq!(memtable.insert(&another), Inserted { new: false, previous: Some(stamp(1)) });
+    assert_eq!((memtable.bytes(), memtable.digest(1)), before);
+    assert_eq!(get(&memtable, &first, Stamp::MAX), Some(first), "the first one stays");
+}
+
+#[test]
+fn an_insert_tells_what_was_the_newest() {
+    let memtable = Memtable::default();
+    for (ms, new, previous) in
+        [(5, true, None), (3, true, Some(5)), (9, true, Some(5)), (3, false, Some(9)), (9, false, Some(9))]
+    {
+        let inserted = memtable.insert(&event(0, 0, b"key", ms));
+        assert_eq!(inserted, Inserted { new, previous: previous.map(stamp) });
+    }
+    assert_eq!(memtable.events(), 3);
+}
+
+#[test]
+fn a_cursor_goes_in_the_order_of_internal_keys_over_partitions_and_keyspaces() {
+    let memtable = Memtable::default();
+    let ordered = [
+        event(0, 1, b"b", 1),
+        event(0, 7, b"a", 2),
+        event(0, 7, b"a", 1),
+        event(0, 7, b"b", 1),
+        event(3, 0, b"", 1),
+        event(256, 0, b"a", 1),
+    ];
+    for index in [3, 0, 5, 2, 4, 1] {
+        memtable.insert(&ordered[index]);
+    }
+    let mut cursor = memtable.seek(&[]);
+    for event in &ordered {
+        assert_eq!(cursor.key(), Some(&internal(event)[..]));
+        assert_eq!(cursor.stored().payload, event.payload);
+        let entry = cursor.entry().expect("on an event");
+        assert_eq!((entry.stamp(), entry.action()), (event.stamp, event.action));
+        cursor.advance();
+    }
+    assert_eq!(cursor.key(), None);
+    let mut cursor = memtable.seek_before(&[0xff; 40]);
+    for event in ordered.iter().rev() {
+        assert_eq!(cursor.key(), Some(&internal(event)[..]));
+        cursor.retreat();
+    }
+    assert_eq!(cursor.key(), None);
+    let past = memtable.seek_past(&internal(&ordered[3]));
+    assert_eq!(past.key(), Some(&internal(&ordered[4])[..]));
+}
+
+#[test]
+fn values_of_any_length_come_back() {
+    let memtable = Memtable::default();
+    let sizes = [0, 1, 7, 8, APART_SIZE_MIN - 18, APART_SIZE_MIN - 17, APART_SIZE_MIN, 3 * BLOCK_SIZE];
+    let events = sizes.map(|size| Event {
+        payload: vec![size.to_le_bytes()[0] ^ 0x5a; size].into(),
+        ..event(0, 0, &size.to_le_bytes(), 1)
+    });
+    for event in &events {
+        memtable.insert(event);
+    }
+    for event in &events {
+        assert_eq!(get(&memtable, event, Stamp::MAX).as_ref(), Some(event));
+    }
+    assert!(sizes.iter().sum::<usize>() < memtable.bytes());
+}
+
+#[test]
+fn the_longest_keys_fit() {
+    let memtable = Memtable::default();
+    for byte in [0, 0xff] {
+        let event = event(0, 0, &[byte; crate::KEY_SIZE_MAX], 1);
+        memtable.insert(&event);
+        assert_eq!(get(&memtable, &event, stamp(1)), Some(event));
+    }
+}
+
+#[test]
+fn versions_before_and_after_every_stamp_are_found() {
+    let memtable = Memtable::default();
+    // More than are stepped over, in an order that is none.
+    for step in 0..100 {
+        memtable.insert(&event(0, 0, b"key", 2 * (step * 37 % 100) + 2));
+        memtable.insert(&event(0, 0, b"kez", 1));
+    }
+    let of = event(0, 0, b"key", 0);
+    assert_eq!(newest(&memtable, &of), Some(stamp(200)));
+    for ms in 0..=300 {
+        let expected = (ms / 2 * 2).min(200);
+        let found = get(&memtable, &of, stamp(ms)).map(|event| event.stamp);
+        assert_eq!(found, (0 < expected).then(|| stamp(expected)));
+    }
+}
+
+#[test]
+fn memory_is_counted_to_the_byte_and_little_of_it_is_overhead() {
+    let memtable = Memtable::default();
+    let mut content = 0;
+    for number in 0..50_000_u64 {
+        let event = Event {
+            payload: Bytes::from_static(&[7; 100]),
+            ..event(0, 0, &number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes(), 1)
+        };
+        content += internal(&event).len() + 17 + event.payload.len();
+        memtable.insert(&event);
+    }
+    let (used, allocated) = (memtable.bytes(), memtable.allocated_bytes());
+    assert!(used <= allocated && allocated <= used + BLOCK_SIZE, "{used} of {allocated}");
+    let overhead = (used - content) / 50_000;
+    assert!((16..48).contains(&overhead), "{overhead} bytes an event");
+}
+
+#[test]
+fn a_few_events_fill_no_block() {
+    let memtable = Memtable::default();
+    memtable.insert(&event(0, 0, b"key", 1));
+    assert!(memtable.bytes() < 512, "{}", memtable.bytes());
+    assert!(memtable.allocated_bytes() < 16 << 10, "{}", memtable.allocated_bytes());
+}
