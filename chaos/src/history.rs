@@ -10,12 +10,12 @@
 //!
 //! It judges nothing: checkers are pure functions of it, so that the simulator and the real processes are judged by the same ones.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use starling_client::wire::{Durability, ErrorCode, ErrorKind, Level};
+use starling_client::wire::{Durability, ErrorCode, ErrorKind, KeyspaceSettings, Level};
 use starling_clock::{NodeId, Stamp};
-use starling_storage::{Action, Change, Event, KeyspaceId, RequestId};
+use starling_storage::{Action, Change, Event, HistoryRetention, KeyspaceId, RequestId};
 
 /// One run, from the start of the cluster until it has healed.
 #[derive(Clone, Debug, Default)]
@@ -24,12 +24,16 @@ pub struct History {
     pub nodes: Vec<NodeId>,
     /// How many partitions the ring has.
     pub partitions: u32,
-    /// Keyspaces by name.
+    /// Keyspaces by name, those too that clients make only during the run.
     pub keyspaces: BTreeMap<String, KeyspaceFacts>,
     /// What clients asked, in the order in which they began.
     pub operations: Vec<Operation>,
     /// What went wrong, in order of time.
     pub incidents: Vec<Incident>,
+    /// When all home replicas were found to hold the same, while clients and faults went on, in order of time.
+    pub equal: Vec<Equal>,
+    /// Proofs that let tombstones go, in order of time.
+    pub floors: Vec<Floor>,
     /// What consumers of local change logs were sent, in order of time.
     pub tails: Vec<TailItem>,
     /// Sizes of queues, sampled while it ran.
@@ -57,10 +61,38 @@ pub struct KeyspaceFacts {
     pub read_level: Level,
     /// Durability of writes that name none.
     pub durability: Durability,
-    /// History may have been dropped by retention.
-    pub retention: bool,
+    /// How much history of a key it keeps.
+    pub retention: HistoryRetention,
     /// Home replicas of each partition, by its number.
     pub homes: Vec<Vec<NodeId>>,
+}
+
+impl KeyspaceFacts {
+    /// No event but tombstones and what they hide ever goes.
+    pub fn keeps_all(&self) -> bool {
+        self.retention == HistoryRetention::default()
+    }
+}
+
+/// A moment at which all home replicas of all partitions held the same events up to a stamp: what was acked before and is stamped
+/// no later was with all of them, so that losses of before need not be added to losses of after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Equal {
+    /// When.
+    pub at_us: u64,
+    /// Events up to this were compared.
+    pub up_to: Stamp,
+}
+
+/// The nodes were told, with proof, that every home replica of a partition has every event that there is below a stamp (G10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Floor {
+    /// When.
+    pub at_us: u64,
+    /// Which partition.
+    pub partition: u32,
+    /// Tombstones below this may go, with what they hide.
+    pub below: Stamp,
 }
 
 /// One attempt of a client to have something done. A repetition with the same request id is an operation of its own with
@@ -129,15 +161,31 @@ pub enum Ask {
         /// `None`: the keyspace's.
         level: Option<Level>,
     },
-    /// One page of the live keys with a prefix, from the beginning.
+    /// One page of the live keys with a prefix, in the order (partition, key).
     Scan {
         /// Keys that begin so.
         prefix: Bytes,
+        /// Where the page before ended; `None`: from the beginning.
+        after: Option<Place>,
         /// Most rows wanted.
         limit: u32,
         /// `None`: the keyspace's.
         level: Option<Level>,
     },
+    /// A keyspace, of the operation's name.
+    Create {
+        /// What to make.
+        settings: KeyspaceSettings,
+    },
+}
+
+/// A place in a scan: before all of a partition, or after one of its keys.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The partition.
+    pub partition: u32,
+    /// After this key; `None`: at its beginning.
+    pub key: Option<Bytes>,
 }
 
 /// What it was answered.
@@ -167,8 +215,13 @@ pub enum Reply {
     Rows {
         /// In the order of the answer.
         rows: Vec<(Bytes, Seen)>,
-        /// There may be more.
-        more: bool,
+        /// Where the page ends; `None`: that was all.
+        end: Option<Place>,
+    },
+    /// The keyspace exists.
+    Created {
+        /// Nodes that have it on disk.
+        nodes: u32,
     },
     /// An error.
     Error {
@@ -213,6 +266,8 @@ pub enum IncidentKind {
         /// The power went: what was not synced may be lost. Otherwise only the process died.
         power: bool,
     },
+    /// The node was told to stop, and did: what it had taken is on disk, whatever becomes of the machine.
+    Stopped,
     /// The node's wall clock is this far from the true time, in milliseconds. Between two of these it moves in a straight line:
     /// a jump is two of them at one time. Before the first it is right.
     Clock {
@@ -225,6 +280,8 @@ pub enum IncidentKind {
     Damaged {
         /// Which file.
         file: String,
+        /// It was the end of the write-ahead log: a damaged end cannot be told from one that was torn and never promised.
+        end: bool,
     },
     /// Storage refused to open for damage, or an operator gave the disk up: everything on it is lost for good. Counts as the
     /// permanent loss of the node, which begins again with an empty disk.
@@ -307,6 +364,8 @@ pub struct Replica {
     pub change_range: (u64, u64),
     /// Events or changes could not be read: what is here is not all.
     pub unreadable: Option<String>,
+    /// The keyspaces that the node knew, by name.
+    pub keyspaces: BTreeSet<String>,
 }
 
 impl History {
@@ -345,22 +404,23 @@ impl Operation {
             Ask::Get { level, .. } | Ask::Versions { level, .. } | Ask::Scan { level, .. } => {
                 level.unwrap_or(facts.read_level)
             }
+            Ask::Create { .. } => Level::Quorum,
         };
         History::required(level, facts.replication)
     }
 
-    /// The key that it is about; a scan is about none.
+    /// The key that it is about; a scan and the making of a keyspace are about none.
     pub fn key(&self) -> Option<&Bytes> {
         match &self.ask {
             Ask::Write { key, .. } | Ask::Get { key, .. } | Ask::Versions { key, .. } => Some(key),
-            Ask::Scan { .. } => None,
+            Ask::Scan { .. } | Ask::Create { .. } => None,
         }
     }
 
     /// It may have had an effect, or may have one yet.
     pub fn may_have_happened(&self) -> bool {
         match &self.reply {
-            Reply::None | Reply::Written { .. } => true,
+            Reply::None | Reply::Written { .. } | Reply::Created { .. } => true,
             Reply::Error { kind, .. } => *kind == ErrorKind::Unknown,
             Reply::Value(_) | Reply::Versions { .. } | Reply::Rows { .. } => false,
         }

@@ -4,6 +4,7 @@
 //!
 //! - The same seed gives the same asks in the same order.
 //! - Payloads of puts are unique: they begin with the number of the ask.
+//! - Keyspaces are numbers here: 0 gets half of the asks, the others share the rest.
 //! - Keys are skewed: the first keys get most of the asks, and a hot key gets as much as [`Workload::set_hot`] says.
 //!
 //! It knows nothing of nodes or time, so that the simulator and the real processes put the same load on.
@@ -79,9 +80,12 @@ impl Workload {
     }
 
     /// What to ask next, of which of `keyspaces` keyspaces.
+    ///
+    /// # Panics
+    /// If there are none.
     pub fn draw(&mut self, keyspaces: usize) -> (usize, Ask) {
         self.next += 1;
-        let keyspace = if self.random.random_range(0..4) == 0 {
+        let keyspace = if self.random.random_range(0..2) == 0 {
             self.random.random_range(0..keyspaces)
         } else {
             0
@@ -100,9 +104,12 @@ impl Workload {
         } else {
             let level = named.then(|| self.draw_read_level());
             if kind < puts + deletes + versions {
-                Ask::Versions { key, partition, limit: 20, level }
+                let limit = self.random.random_range(1..30);
+                Ask::Versions { key, partition, limit, level }
             } else if kind < puts + deletes + versions + scans {
-                Ask::Scan { prefix: Bytes::from_static(b"k"), limit: 20, level }
+                let prefix = self.draw_prefix();
+                let limit = self.random.random_range(1..40);
+                Ask::Scan { prefix, after: None, limit, level }
             } else {
                 Ask::Get { key, partition, at: None, level }
             }
@@ -122,6 +129,15 @@ impl Workload {
         key_of(u64::try_from(place).expect("below the count of keys"))
     }
 
+    fn draw_prefix(&mut self) -> Bytes {
+        match self.random.random_range(0..4) {
+            0 => Bytes::new(),
+            1 => Bytes::from_static(b"k"),
+            2 => Bytes::from(format!("k{}", self.random.random_range(1..10))),
+            _ => Bytes::from(format!("k{}", self.random.random_range(1..100))),
+        }
+    }
+
     fn draw_payload(&mut self) -> Bytes {
         let mut payload = format!("v{}.", self.next).into_bytes();
         let size = match self.random.random_range(0..1000) {
@@ -139,9 +155,9 @@ impl Workload {
         match self.random.random_range(0..10) {
             0..2 => Level::One,
             2 => Level::Two,
-            3..6 => Level::Quorum,
-            6..8 => Level::All,
-            8 => Level::Count(1),
+            3..5 => Level::Quorum,
+            5..7 => Level::All,
+            7 => Level::Count(1),
             _ => Level::Any,
         }
     }

@@ -1,20 +1,23 @@
 //! The end of G1 ("hints, read repair and anti-entropy see to that") and of G4: once faults have stopped, all home replicas hold the
-//! same events, within the time that the recorder allows.
+//! same events, within the time that the recorder allows, and every node knows the keyspaces that were answered as made.
 //!
-//! Not judged: what history retention drops, since replicas merge at different times (only the newest events are compared then);
-//! replicas that could not be read because their disk was damaged (G14: reported, not served).
+//! Not judged: what history retention drops, since replicas merge at different times: where it counts versions, only as many as it
+//! keeps are compared, where it goes by age, only the newest; deletes below a proved floor with what they hide, which go from one
+//! replica after the other (G10); replicas that could not be read because their disk was damaged (G14: reported, not served).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use starling_clock::{NodeId, Stamp};
+use starling_clock::NodeId;
 use starling_storage::Event;
 
 use super::{Facts, Guarantee, REPORTED_MAX, Violation};
+use crate::history::Reply;
 
 pub(super) fn check(facts: &Facts<'_>) -> Vec<Violation> {
     let mut violations = unreadable(facts);
     violations.extend(differences(facts));
+    violations.extend(forgotten_keyspace(facts));
     if facts.history.healed_at_us.is_none() && violations.is_empty() {
         violations.push(violation(
             facts,
@@ -63,18 +66,19 @@ fn differences(facts: &Facts<'_>) -> Vec<Violation> {
     for ((keyspace, key), stamps) in &facts.held {
         let name = facts.name(*keyspace);
         let Some(settings) = facts.history.keyspaces.get(name) else { continue };
-        let newest = stamps.keys().next_back().copied();
-        for (&stamp, holders) in stamps {
-            if settings.retention && newest != Some(stamp) {
-                continue;
-            }
+        let versions_max = settings.retention.versions_max.map(usize::try_from);
+        let versions_max = versions_max.and_then(Result::ok).unwrap_or(usize::MAX);
+        let most = if settings.retention.age_ms_max.is_some() { 1 } else { versions_max };
+        for (&stamp, holders) in stamps.iter().rev().take(most) {
             let Some((_, event)) = holders.first() else { continue };
             let homes = facts.history.homes(name, event.partition);
             let lacks = |home: &&NodeId| {
                 readable.contains(home) && !holders.iter().any(|(node, _)| node == *home)
             };
             let lacking: Vec<NodeId> = homes.iter().filter(lacks).copied().collect();
-            if lacking.is_empty() || is_dropped(stamps, event) {
+            let place = (name, *key);
+            let (partition, end_us) = (event.partition, u64::MAX);
+            if lacking.is_empty() || facts.may_be_hidden(place, partition, stamp, end_us) {
                 continue;
             }
             violations.push(lacks_event(facts, key, event, &lacking));
@@ -86,13 +90,20 @@ fn differences(facts: &Facts<'_>) -> Vec<Violation> {
     violations
 }
 
-/// A delete, and what it hides, go from one replica after the other: what is left is right as long as the delete is the newest of
-/// what it hides wherever that is still held, which `resurrection.rs` holds.
-fn is_dropped(stamps: &BTreeMap<Stamp, Vec<(NodeId, &Event)>>, event: &Event) -> bool {
-    let newest = stamps.values().next_back().and_then(|holders| holders.first());
-    newest.is_some_and(|(_, newest)| {
-        newest.action == starling_storage::Action::Delete && event.stamp <= newest.stamp
-    })
+/// A keyspace that a client was told is made, and that a node does not know.
+fn forgotten_keyspace(facts: &Facts<'_>) -> Option<Violation> {
+    for (index, operation) in facts.history.operations.iter().enumerate() {
+        let Reply::Created { .. } = operation.reply else { continue };
+        let name = &operation.keyspace;
+        let lacks = facts.history.replicas.iter().find(|(_, it)| !it.keyspaces.contains(name));
+        if let Some((&node, _)) = lacks {
+            let what = format!("node {node} does not know the keyspace {name} at the end");
+            let mut evidence = vec![facts.line(index)];
+            evidence.extend(facts.incidents(&[node], u64::MAX));
+            return Some(violation(facts, what, evidence));
+        }
+    }
+    None
 }
 
 fn lacks_event(facts: &Facts<'_>, key: &Bytes, event: &Event, lacking: &[NodeId]) -> Violation {
@@ -113,7 +124,7 @@ fn lacks_event(facts: &Facts<'_>, key: &Bytes, event: &Event, lacking: &[NodeId]
 mod tests {
     use super::super::testing::{Builder, KEYSPACE, stamp};
     use super::*;
-    use crate::history::IncidentKind;
+    use crate::history::{Ask, Floor, IncidentKind};
 
     fn two() -> Builder {
         let mut builder = Builder::new();
@@ -128,7 +139,10 @@ mod tests {
         let mut one = two();
         one.lose(2, stamp(100, 1));
         one.fails(check, Guarantee::Convergence, "[NodeId(2)] lack 100.0@1 of k");
-        one.history.keyspaces.get_mut(KEYSPACE).unwrap().retention = true;
+        let retention = &mut one.history.keyspaces.get_mut(KEYSPACE).unwrap().retention;
+        retention.versions_max = Some(2);
+        one.fails(check, Guarantee::Convergence, "lack 100.0@1 of k");
+        one.history.keyspaces.get_mut(KEYSPACE).unwrap().retention.versions_max = Some(1);
         one.passes(check);
         one.lose(2, stamp(200, 1));
         one.fails(check, Guarantee::Convergence, "lack 200.0@1 of k");
@@ -149,7 +163,7 @@ mod tests {
         let mut builder = two();
         builder.replica(3).unreadable = Some("damaged".to_owned());
         builder.fails(check, Guarantee::Convergence, "though nobody damaged it");
-        builder.incident(50, 3, IncidentKind::Damaged { file: "t".to_owned() });
+        builder.incident(50, 3, IncidentKind::Damaged { file: "t".to_owned(), end: false });
         builder.passes(check);
     }
 
@@ -160,6 +174,32 @@ mod tests {
         for ms in [100, 200, 300] {
             builder.lose(2, stamp(ms, 1));
         }
+        builder.fails(check, Guarantee::Convergence, "lack");
+        builder.history.floors.push(Floor { at_us: 45, partition: 0, below: stamp(301, 0) });
+        builder.passes(check);
+    }
+
+    #[test]
+    fn a_keyspace_that_was_made_is_known_everywhere() {
+        let mut builder = two();
+        let name = "made".to_owned();
+        let settings = starling_client::wire::KeyspaceSettings {
+            name: name.as_str().into(),
+            replication: 1,
+            write_level: starling_client::wire::Level::One,
+            read_level: starling_client::wire::Level::One,
+            durability: starling_client::wire::Durability::Sync,
+            history_versions_max: None,
+            history_age_ms_max: None,
+        };
+        let ask = Ask::Create { settings };
+        let index = builder.operation(1, 0..10, ask, Reply::Created { nodes: 3 });
+        builder.history.operations[index].keyspace.clone_from(&name);
+        for node in [1, 2] {
+            builder.replica(node).keyspaces.insert(name.clone());
+        }
+        builder.fails(check, Guarantee::Convergence, "node 3 does not know the keyspace made");
+        builder.replica(3).keyspaces.insert(name);
         builder.passes(check);
     }
 }

@@ -4,13 +4,14 @@
 //! holds that all of them do. Not judged:
 //!
 //! - Events of which W home replicas, or for ANY one of them or the coordinator with its hint, may have lost their copy within the
-//!   contract ([`Facts::losses`]).
-//! - Events that history retention may have dropped: not the newest of their key, in a keyspace with a retention (G11).
-//! - Deletes: a tombstone may go once everybody has it (G10); what it hides must not come back, which `resurrection.rs` holds.
+//!   contract (`losses.rs`).
+//! - Events that history retention may have dropped ([`Facts::may_be_dropped`], G11), or that a delete below a proved floor hid (G10).
+//! - Deletes: those that are missing are told of by `resurrection.rs`.
 
+use starling_clock::NodeId;
 use starling_storage::Action;
 
-use super::facts::{Acked, Loss};
+use super::facts::Acked;
 use super::{Facts, Guarantee, REPORTED_MAX, Violation};
 
 pub(super) fn check(facts: &Facts<'_>) -> Vec<Violation> {
@@ -28,7 +29,10 @@ pub(super) fn check(facts: &Facts<'_>) -> Vec<Violation> {
                     evidence: vec![facts.line(acked.index)],
                 });
             }
-            if is_owed(facts, name, acked) && !is_held(facts, name, key, acked) {
+            if acked.action == Action::Put
+                && is_owed(facts, name, acked)
+                && !is_held(facts, name, key, acked)
+            {
                 violations.push(missing(facts, name, key, acked));
             }
         }
@@ -39,40 +43,33 @@ pub(super) fn check(facts: &Facts<'_>) -> Vec<Violation> {
     violations
 }
 
-/// The contract says that somebody still has it.
-fn is_owed(facts: &Facts<'_>, name: &str, acked: &Acked<'_>) -> bool {
-    if acked.action == Action::Delete {
-        return false;
-    }
+/// The contract says that somebody still has it, unless it was dropped.
+pub(super) fn is_owed(facts: &Facts<'_>, name: &str, acked: &Acked<'_>) -> bool {
     let homes = facts.history.homes(name, acked.partition);
-    let loss = Loss {
-        from_us: acked.begin_us,
-        acked_us: acked.to_us,
-        until_us: u64::MAX,
-        interval: acked.interval,
-    };
+    let lost = |nodes: &[NodeId]| facts.losses.of(nodes, &acked.loss(u64::MAX)).most;
     let absent = homes.iter().filter(|home| !facts.history.replicas.contains_key(home)).count();
     if acked.required == 0 {
-        return absent + facts.losses(homes, &loss) + facts.losses(&[acked.coordinator], &loss)
-            == 0;
+        return absent + lost(homes) + lost(&[acked.coordinator]) == 0;
     }
-    absent + facts.losses(homes, &loss) < usize::from(acked.required)
+    absent + lost(homes) < usize::from(acked.required)
 }
 
-fn is_held(facts: &Facts<'_>, name: &str, key: &bytes::Bytes, acked: &Acked<'_>) -> bool {
+pub(super) fn is_held(
+    facts: &Facts<'_>,
+    name: &str,
+    key: &bytes::Bytes,
+    acked: &Acked<'_>,
+) -> bool {
     let homes = facts.history.homes(name, acked.partition);
     let unreadable =
         |home| facts.history.replicas.get(home).is_some_and(|replica| replica.unreadable.is_some());
     if homes.iter().any(unreadable) {
         return true;
     }
-    let Some(held) = facts.held.get(&(acked.keyspace.id, key)) else { return false };
-    let at_home = |stamp| {
-        held.get(stamp).is_some_and(|holders| holders.iter().any(|(node, _)| homes.contains(node)))
-    };
-    let replaced =
-        acked.keyspace.retention && held.keys().next_back().is_some_and(|it| *it > acked.stamp);
-    at_home(&acked.stamp) || replaced
+    let holders = facts.held.get(&(acked.keyspace.id, key)).and_then(|it| it.get(&acked.stamp));
+    holders.is_some_and(|holders| holders.iter().any(|(node, _)| homes.contains(node)))
+        || facts.may_be_dropped((name, key), acked.stamp, u64::MAX)
+        || facts.may_be_hidden((name, key), acked.partition, acked.stamp, u64::MAX)
 }
 
 fn missing(facts: &Facts<'_>, name: &str, key: &bytes::Bytes, acked: &Acked<'_>) -> Violation {

@@ -3,24 +3,29 @@
 //! Invariants:
 //!
 //! - All attempts of one request are one write: it begins with the first of them.
-//! - An exemption is a [`Loss`]: what may have taken an acked event from a home replica within the contract. Nothing else excuses
-//!   a missing event.
+//! - An event that is missing is excused by name alone: a [`Loss`] within the contract, retention of its keyspace
+//!   ([`Facts::may_be_dropped`]), or a delete below a proved floor ([`Facts::may_be_hidden`]).
+//! - Losses of before a moment at which all home replicas held the same ([`Equal`](crate::history::Equal)) are not added to losses of after.
 //!
 //! It judges nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use bytes::Bytes;
 use starling_client::wire::Durability;
 use starling_clock::{NodeId, Stamp};
+use starling_ring::Partitions;
 use starling_storage::{Action, Event, KeyspaceId, RequestId};
 
-use crate::history::{Ask, History, IncidentKind, KeyspaceFacts, Operation, Reply, Seen};
+use super::losses::{Loss, Losses};
+use crate::history::{Ask, History, IncidentKind, KeyspaceFacts, Operation, Place, Reply, Seen};
 
-/// G1: with durability `interval` an event is on disk within the node's interval. Nodes of every harness sync at least this often,
-/// in microseconds; a disk that is slow by order adds to it.
-pub(crate) const INTERVAL_US: u64 = 1_000_000;
+/// What clocks add to the age of a version, in microseconds, beside how far wall clocks are off: the skew bound and rounding.
+const AGE_MARGIN_US: u64 = 1_000_000;
+
+/// What stands for the key in the line of an operation that has none.
+static NO_KEY: Bytes = Bytes::new();
 
 /// A key of a keyspace.
 pub(crate) type KeyOf<'a> = (&'a str, &'a Bytes);
@@ -76,6 +81,20 @@ pub(crate) struct Acked<'a> {
     pub(crate) request: RequestId,
 }
 
+impl Acked<'_> {
+    /// What may have taken it from home replicas by then.
+    pub(crate) fn loss(&self, until_us: u64) -> Loss {
+        Loss {
+            stamp: self.stamp,
+            from_us: self.begin_us,
+            acked_us: self.to_us,
+            until_us,
+            required: self.required,
+            interval: self.interval,
+        }
+    }
+}
+
 /// What one read says of one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Told {
@@ -113,18 +132,9 @@ pub(crate) struct OfKey<'a> {
     pub(crate) reads: Vec<ReadOf>,
     /// Indexes of all its deletes.
     pub(crate) deletes: Vec<usize>,
-}
-
-/// The home of an event, at most so long ago that it cannot be blamed for losing it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Loss {
-    /// The event was with its replicas from here on at the latest.
-    pub(crate) from_us: u64,
-    /// Acknowledged at this time: `interval` counts from here.
-    pub(crate) acked_us: u64,
-    /// Nothing after this matters.
-    pub(crate) until_us: u64,
-    /// Its durability was `interval`.
+    /// All its writes, by the time at which they began.
+    pub(crate) writes: Vec<RequestId>,
+    /// Some of them asked for durability `interval`.
     pub(crate) interval: bool,
 }
 
@@ -137,6 +147,11 @@ pub struct Facts<'a> {
     /// Who holds which event at the end: by keyspace and key, then by stamp.
     pub(crate) held: BTreeMap<(KeyspaceId, &'a Bytes), Holders<'a>>,
     names: BTreeMap<KeyspaceId, &'a str>,
+    /// The stamps under which each request's events were ever seen: in answers, in tables, in change logs.
+    sightings: BTreeMap<RequestId, BTreeSet<Stamp>>,
+    pub(super) losses: Losses,
+    /// How far wall clocks were ever off, in microseconds.
+    skew_us_max: u64,
 }
 
 impl<'a> Facts<'a> {
@@ -148,6 +163,9 @@ impl<'a> Facts<'a> {
             keys: BTreeMap::new(),
             held: BTreeMap::new(),
             names: BTreeMap::new(),
+            sightings: BTreeMap::new(),
+            losses: Losses::new(history),
+            skew_us_max: 0,
         };
         for (name, keyspace) in &history.keyspaces {
             facts.names.insert(keyspace.id, name);
@@ -169,7 +187,34 @@ impl<'a> Facts<'a> {
                 of_key.entry(event.stamp).or_default().push((node, event));
             }
         }
+        facts.take_sightings();
+        facts.skew_us_max = skew_us_max(history);
         facts
+    }
+
+    fn take_sightings(&mut self) {
+        let mut sight = |request, stamp| {
+            self.sightings.entry(request).or_default().insert(stamp);
+        };
+        for operation in &self.history.operations {
+            match &operation.reply {
+                Reply::Written { stamp, .. } => sight(operation.request, *stamp),
+                Reply::Value(Some(seen)) => sight(seen.request, seen.stamp),
+                Reply::Versions { versions, .. } => {
+                    versions.iter().for_each(|seen| sight(seen.request, seen.stamp));
+                }
+                Reply::Rows { rows, .. } => {
+                    rows.iter().for_each(|(_, seen)| sight(seen.request, seen.stamp));
+                }
+                Reply::None | Reply::Value(None) | Reply::Created { .. } | Reply::Error { .. } => {}
+            }
+        }
+        for replica in self.history.replicas.values() {
+            let logged = replica.changes.iter().map(|change| &change.event);
+            for event in replica.events.iter().chain(logged) {
+                sight(event.request, event.stamp);
+            }
+        }
     }
 
     fn take_request(&mut self, index: usize, operation: &'a Operation) {
@@ -186,8 +231,14 @@ impl<'a> Facts<'a> {
         let Some(keyspace) = self.history.keyspaces.get(&operation.keyspace) else { return };
         let Some(key) = operation.key() else { return };
         let of_key = self.keys.entry((operation.keyspace.as_str(), key)).or_default();
-        if let Ask::Write { action: Action::Delete, .. } = operation.ask {
-            of_key.deletes.push(index);
+        if let Ask::Write { action, durability, .. } = operation.ask {
+            of_key.interval |= durability.unwrap_or(keyspace.durability) == Durability::Interval;
+            if action == Action::Delete {
+                of_key.deletes.push(index);
+            }
+            if operation.attempt == 0 {
+                of_key.writes.push(operation.request);
+            }
         }
         let Some(to_us) = operation.to_us else { return };
         let required = operation.required(keyspace);
@@ -228,11 +279,12 @@ impl<'a> Facts<'a> {
         }
     }
 
-    /// A scan says something of every key with its prefix.
+    /// A page of a scan says something of every key with its prefix, from where the page before ended to where it ends.
     fn take_scans(&mut self) {
+        let partitions = Partitions::new(self.history.partitions).unwrap_or_default();
         for (index, operation) in self.history.operations.iter().enumerate() {
-            let Ask::Scan { prefix, .. } = &operation.ask else { continue };
-            let (Reply::Rows { rows, more }, Some(to_us)) = (&operation.reply, operation.to_us)
+            let Ask::Scan { prefix, after, .. } = &operation.ask else { continue };
+            let (Reply::Rows { rows, end }, Some(to_us)) = (&operation.reply, operation.to_us)
             else {
                 continue;
             };
@@ -245,9 +297,13 @@ impl<'a> Facts<'a> {
                 if *of != name || !key.starts_with(prefix) {
                     continue;
                 }
+                let partition = partitions.partition_of(key).0;
+                let place = Place { partition, key: Some((*key).clone()) };
                 let told = match shown.get(key) {
                     Some(seen) => told(seen),
-                    None if *more => continue,
+                    // Between the two ends of the page.
+                    None if after.as_ref().is_some_and(|after| place <= *after) => continue,
+                    None if end.as_ref().is_some_and(|end| *end < place) => continue,
                     None => Told::NotLive,
                 };
                 let from_us = operation.from_us;
@@ -256,36 +312,73 @@ impl<'a> Facts<'a> {
         }
     }
 
+    /// The stamps under which a request was ever seen.
+    pub(crate) fn sightings(&self, request: RequestId) -> impl Iterator<Item = Stamp> {
+        self.sightings.get(&request).into_iter().flatten().copied()
+    }
+
+    /// Retention may have dropped this version of a key by then (G11: "within the keyspace's history retention"): as many newer
+    /// events as it keeps may be there, or one that is old enough by the wall clock of some node.
+    pub(crate) fn may_be_dropped(&self, key: KeyOf<'_>, stamp: Stamp, until_us: u64) -> bool {
+        let Some(keyspace) = self.history.keyspaces.get(key.0) else { return true };
+        if keyspace.keeps_all() {
+            return false;
+        }
+        let Some(of_key) = self.keys.get(&key) else { return false };
+        let newer = of_key.writes.iter().filter_map(|id| self.requests.get(id).zip(Some(*id)));
+        let newer = newer.filter(|(request, id)| {
+            let mut sightings = self.sightings(*id).peekable();
+            request.from_us <= until_us
+                && (sightings.peek().is_none() || sightings.any(|sighting| stamp < sighting))
+        });
+        let age_us = keyspace.retention.age_ms_max.map(|ms| ms.saturating_mul(1000));
+        let clocks_us = 2 * self.skew_us_max + AGE_MARGIN_US;
+        let (mut events, mut is_old) = (0, false);
+        for (request, _) in newer {
+            // A request whose coordinator stamps it anew leaves more than one event.
+            events += 2 * request.attempts.len();
+            let passed_us = (until_us - request.from_us).saturating_add(clocks_us);
+            is_old |= age_us.is_some_and(|age_us| age_us < passed_us);
+        }
+        let most =
+            keyspace.retention.versions_max.map(|it| usize::try_from(it).unwrap_or(usize::MAX));
+        is_old || most.is_some_and(|most| most <= events)
+    }
+
+    /// Tombstones of the partition with this stamp may have gone by then, by a proof (G10).
+    pub(crate) fn may_be_gone(&self, partition: u32, stamp: Stamp, until_us: u64) -> bool {
+        self.history.floors.iter().any(|floor| {
+            floor.partition == partition && floor.at_us <= until_us && stamp < floor.below
+        })
+    }
+
+    /// A delete at or above this stamp may have gone by then, with what it hides (G10): one that was seen below a floor, or one that
+    /// nobody can say the stamp of, in a partition that has a floor.
+    pub(crate) fn may_be_hidden(
+        &self,
+        key: KeyOf<'_>,
+        partition: u32,
+        stamp: Stamp,
+        until_us: u64,
+    ) -> bool {
+        let Some(of_key) = self.keys.get(&key) else { return false };
+        of_key.deletes.iter().any(|&index| {
+            let delete = &self.history.operations[index];
+            let mut sightings = self.sightings(delete.request).peekable();
+            delete.from_us <= until_us
+                && delete.may_have_happened()
+                && match sightings.peek() {
+                    None => self.may_be_gone(partition, stamp, until_us),
+                    Some(_) => {
+                        sightings.any(|it| stamp <= it && self.may_be_gone(partition, it, until_us))
+                    }
+                }
+        })
+    }
+
     /// The name of a keyspace.
     pub(crate) fn name(&self, keyspace: KeyspaceId) -> &'a str {
         self.names.get(&keyspace).copied().unwrap_or("?")
-    }
-
-    /// Home replicas that may have lost an event within the contract.
-    ///
-    /// - The disk was lost for good (G1: "survives the permanent loss of any W-1 nodes").
-    /// - Bits or files of the disk were damaged. G14 promises that the damage is not served, not that the record is still there: a
-    ///   damaged end of the log cannot be told from a torn one.
-    /// - `interval` and the power went, or a sync failed, before the interval had passed (G1: "on disk within that time").
-    pub(crate) fn losses(&self, homes: &[NodeId], loss: &Loss) -> usize {
-        homes.iter().filter(|&&home| self.is_lossy(home, loss)).count()
-    }
-
-    fn is_lossy(&self, node: NodeId, loss: &Loss) -> bool {
-        let Loss { from_us, acked_us, until_us, interval } = *loss;
-        self.history.incidents_of(node).any(|incident| {
-            let at = incident.at_us;
-            match incident.what {
-                IncidentKind::Wiped => from_us <= at && at <= until_us,
-                IncidentKind::Damaged { .. } => at <= until_us,
-                IncidentKind::Crashed { power: true } | IncidentKind::SyncFailed => {
-                    interval
-                        && from_us.saturating_sub(INTERVAL_US) <= at
-                        && at <= acked_us.saturating_add(INTERVAL_US).min(until_us)
-                }
-                _ => false,
-            }
-        })
     }
 
     /// A node's disk was damaged or lost.
@@ -305,6 +398,7 @@ impl<'a> Facts<'a> {
             Ask::Get { key, .. } => ("gets", key),
             Ask::Versions { key, .. } => ("reads the versions of", key),
             Ask::Scan { prefix, .. } => ("scans", prefix),
+            Ask::Create { .. } => ("makes", &NO_KEY),
         };
         let _ = write!(line, " {verb} {}/{}", operation.keyspace, key.escape_ascii());
         if operation.attempt > 0 {
@@ -330,10 +424,11 @@ impl<'a> Facts<'a> {
             Reply::Value(Some(seen)) => write!(line, ": {}", version(seen)),
             Reply::Versions { versions, more } => write!(line, ": {} versions", versions.len())
                 .and_then(|()| if *more { write!(line, " and more") } else { Ok(()) }),
-            Reply::Rows { rows, more } => {
-                let note = if *more { " and more" } else { "" };
+            Reply::Rows { rows, end } => {
+                let note = if end.is_some() { " and more" } else { "" };
                 write!(line, ": {} rows{note}", rows.len())
             }
+            Reply::Created { nodes } => write!(line, ": made, {nodes} nodes have it"),
             Reply::Error { code, .. } => write!(line, ": error {code:?}"),
         };
         line
@@ -372,6 +467,15 @@ impl<'a> Facts<'a> {
         // The last ones matter most.
         lines[lines.len().saturating_sub(8)..].to_vec()
     }
+}
+
+/// How far wall clocks were ever off, in microseconds.
+fn skew_us_max(history: &History) -> u64 {
+    let skews = history.incidents.iter().filter_map(|incident| match incident.what {
+        IncidentKind::Clock { skew_ms } => Some(skew_ms.unsigned_abs().saturating_mul(1000)),
+        _ => None,
+    });
+    skews.max().unwrap_or(0)
 }
 
 fn told(seen: &Seen) -> Told {

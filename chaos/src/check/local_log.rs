@@ -68,8 +68,8 @@ fn numbering(facts: &Facts<'_>, node: NodeId, replica: &Replica) -> Option<Viola
     })
 }
 
-/// What is in the tables is in the log, if the log still has its beginning; and, in a keyspace that keeps everything, the other
-/// way round, deletes left out: they may go with what they hide (G10).
+/// What is in the tables is in the log, if the log still has its beginning; and the other way round, unless retention may have
+/// dropped it (G11), or a delete below a proved floor hid it (G10).
 fn completeness(facts: &Facts<'_>, node: NodeId, replica: &Replica) -> Option<Violation> {
     if replica.change_range.0 > 1 {
         return None;
@@ -88,20 +88,14 @@ fn completeness(facts: &Facts<'_>, node: NodeId, replica: &Replica) -> Option<Vi
         );
         return Some(violation(at_us, what, facts.incidents(&[node], u64::MAX)));
     }
-    let keeps = |keyspace| {
-        facts.history.keyspaces.get(facts.name(keyspace)).is_some_and(|it| !it.retention)
-    };
     let held: BTreeSet<Id<'_>> =
         replica.events.iter().map(|event| (event.keyspace, &event.key, event.stamp)).collect();
-    let deletes: BTreeSet<(KeyspaceId, &Bytes)> = replica
-        .changes
-        .iter()
-        .filter(|change| change.event.action == starling_storage::Action::Delete)
-        .map(|change| (change.event.keyspace, &change.event.key))
-        .collect();
     let lost = replica.changes.iter().find(|change| {
-        let key = (change.event.keyspace, &change.event.key);
-        keeps(change.event.keyspace) && !deletes.contains(&key) && !held.contains(&id_of(change))
+        let event = &change.event;
+        let (place, stamp) = ((facts.name(event.keyspace), &event.key), event.stamp);
+        !held.contains(&id_of(change))
+            && !facts.may_be_dropped(place, stamp, u64::MAX)
+            && !facts.may_be_hidden(place, event.partition, stamp, u64::MAX)
     })?;
     let what = format!(
         "node {node}'s change log has {} of {} at place {}, and its tables do not",

@@ -18,6 +18,7 @@ mod errors;
 mod facts;
 mod gaps;
 mod local_log;
+mod losses;
 #[cfg(feature = "mutations")]
 pub mod mutations;
 mod reads;
@@ -136,13 +137,13 @@ pub const CHECKERS: [(&str, Checker); 15] = [
     ("damage", damage::check),
     ("clock", clock::check),
     ("session", session::check),
+    ("resurrection", resurrection::check),
     ("local log", local_log::check),
     ("gaps", gaps::check),
     ("durability", durability::check),
     ("errors", errors::check),
     ("reads", reads::check),
     ("winner", winner::check),
-    ("resurrection", resurrection::check),
     ("versions", versions::check),
     ("union", union::check),
     ("convergence", convergence::check),

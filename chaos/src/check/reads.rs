@@ -4,16 +4,21 @@
 //! Not judged, because the contract does not promise it:
 //!
 //! - Writes at ANY count for no replica, so that they are never behind a read's quorum (G3: "no ANY writes").
-//! - A write of which a home replica may have lost its copy within the contract ([`Facts::losses`]): it is acked by fewer than W
+//! - A write of which a home replica may have lost its copy within the contract (`losses.rs`): it is acked by fewer than W
 //!   from then on, and G1 promises only that it survives, not that R replicas without repair still meet it.
-//! - What a delete hides, if the delete wins: that is G10's (`resurrection.rs`).
+//! - What a delete hides, if the delete wins: that is G10's (`resurrection.rs`). A scan leaves a deleted key out; a get shows the
+//!   delete itself, and nothing only if it may be gone with proof ([`Facts::may_be_hidden`]).
+//! - Reads as of a stamp at which the keyspace's retention may have dropped what there was ([`Facts::may_be_dropped`]).
+//!
+//! A read as of a stamp shows nothing newer.
 
 use starling_clock::Stamp;
 use starling_storage::Action;
 
-use super::facts::{Acked, KeyOf, Loss, OfKey, ReadOf, Told};
+use super::facts::{Acked, KeyOf, OfKey, ReadOf, Told};
+use super::losses::Loss;
 use super::{Facts, Guarantee, REPORTED_MAX, Violation};
-use crate::history::{Ask, Reply};
+use crate::history::Ask;
 
 /// Something that a later read must not fall behind.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +44,7 @@ pub(super) struct Stale {
 pub(super) fn check(facts: &Facts<'_>) -> Vec<Violation> {
     let mut violations = Vec::new();
     for (key, of_key) in &facts.keys {
+        violations.extend(of_key.reads.iter().find_map(|read| too_new(facts, *key, read)));
         for stale in stale_reads(facts, *key, of_key) {
             if stale.before.action == Action::Delete {
                 continue;
@@ -74,6 +80,19 @@ pub(super) fn violation(
     Violation { guarantee, at_us: read.to_us, what, evidence }
 }
 
+/// A read as of a stamp that shows a later event.
+fn too_new(facts: &Facts<'_>, (_, key): KeyOf<'_>, read: &ReadOf) -> Option<Violation> {
+    let (Some(at), Told::Newest(told, _)) = (read.at, read.told) else { return None };
+    let what = format!("a read of {} as of {at} shows {told}", key.escape_ascii());
+    let evidence = vec![facts.line(read.index)];
+    (at < told).then_some(Violation {
+        guarantee: Guarantee::Read,
+        at_us: read.to_us,
+        what,
+        evidence,
+    })
+}
+
 /// All reads of a key that fall behind, one witness each.
 pub(super) fn stale_reads(facts: &Facts<'_>, key: KeyOf<'_>, of_key: &OfKey<'_>) -> Vec<Stale> {
     let Some(keyspace) = facts.history.keyspaces.get(key.0) else { return Vec::new() };
@@ -90,7 +109,7 @@ pub(super) fn stale_reads(facts: &Facts<'_>, key: KeyOf<'_>, of_key: &OfKey<'_>)
             next += 1;
         }
         let least = (replication + 1).saturating_sub(usize::from(read.required));
-        let behind = |stamp| is_behind(facts, of_key, read, stamp);
+        let behind = |stamp| is_behind(facts, key, of_key, read, stamp);
         // Reads as of a stamp need the exact events; they are few.
         let suspect = read.at.is_some() || floor[least..].iter().copied().any(behind);
         if !suspect {
@@ -101,6 +120,7 @@ pub(super) fn stale_reads(facts: &Facts<'_>, key: KeyOf<'_>, of_key: &OfKey<'_>)
                 && read.at.is_none_or(|at| known.stamp <= at)
                 && behind(known.stamp)
                 && is_kept(facts, key, known, read)
+                && (read.at.is_none() || !facts.may_be_dropped(key, known.stamp, read.to_us))
         });
         if let Some(&before) = witness {
             stale.push(Stale { read: *read, before });
@@ -116,7 +136,7 @@ pub(super) fn stale_reads(facts: &Facts<'_>, key: KeyOf<'_>, of_key: &OfKey<'_>)
 fn is_kept(facts: &Facts<'_>, key: KeyOf<'_>, known: &Established, read: &ReadOf) -> bool {
     let Some(partition) = partition_of(facts, known.index) else { return false };
     let loss = Loss { until_us: read.to_us, ..known.loss };
-    facts.losses(facts.history.homes(key.0, partition), &loss) == 0
+    facts.losses.none(facts.history.homes(key.0, partition), &loss)
 }
 
 fn partition_of(facts: &Facts<'_>, index: usize) -> Option<u32> {
@@ -124,27 +144,39 @@ fn partition_of(facts: &Facts<'_>, index: usize) -> Option<u32> {
         Ask::Write { partition, .. }
         | Ask::Get { partition, .. }
         | Ask::Versions { partition, .. } => Some(*partition),
-        Ask::Scan { .. } => None,
+        Ask::Scan { .. } | Ask::Create { .. } => None,
     }
 }
 
 /// Whether the read shows less than this stamp.
-fn is_behind(facts: &Facts<'_>, of_key: &OfKey<'_>, read: &ReadOf, stamp: Stamp) -> bool {
+fn is_behind(
+    facts: &Facts<'_>,
+    key: KeyOf<'_>,
+    of_key: &OfKey<'_>,
+    read: &ReadOf,
+    stamp: Stamp,
+) -> bool {
+    let gone = |index: &usize| {
+        let partition = partition_of(facts, *index);
+        partition.is_some_and(|it| facts.may_be_hidden(key, it, stamp, read.to_us))
+    };
     match read.told {
         Told::Newest(told, _) => told < stamp,
-        // A delete that won explains it, acked or not: from a scan it is left out, and from a get once it was dropped with proof.
-        Told::Nothing | Told::NotLive => {
-            let hides = |&index: &usize| {
-                let delete = &facts.history.operations[index];
-                delete.from_us <= read.to_us
-                    && match delete.reply {
-                        Reply::Written { stamp: deleted, .. } => deleted >= stamp,
-                        _ => delete.may_have_happened(),
-                    }
-            };
-            Stamp::ZERO < stamp && !of_key.deletes.iter().any(hides)
+        Told::Nothing => Stamp::ZERO < stamp && !of_key.deletes.first().is_some_and(gone),
+        Told::NotLive => {
+            Stamp::ZERO < stamp && !of_key.deletes.iter().any(|it| hides(facts, *it, read, stamp))
         }
     }
+}
+
+/// A delete that a scan may have seen as the newest event: one that was seen at or above the stamp, or was never seen, so that
+/// nobody can say what its stamp was.
+fn hides(facts: &Facts<'_>, delete: usize, read: &ReadOf, stamp: Stamp) -> bool {
+    let delete = &facts.history.operations[delete];
+    let mut sightings = facts.sightings(delete.request).peekable();
+    delete.from_us <= read.to_us
+        && delete.may_have_happened()
+        && (sightings.peek().is_none() || sightings.any(|sighting| stamp <= sighting))
 }
 
 /// What writes and reads of a key prove, by the time at which they do.
@@ -152,11 +184,16 @@ fn established(of_key: &OfKey<'_>) -> Vec<Established> {
     let mut established: Vec<Established> = of_key.acked.iter().map(of_write).collect();
     for read in &of_key.reads {
         let Told::Newest(stamp, action) = read.told else { continue };
-        // The version may be of a write whose durability was `interval`.
-        let interval = of_key.acked.iter().any(|acked| acked.interval);
-        let loss =
-            Loss { from_us: read.from_us, acked_us: read.to_us, until_us: u64::MAX, interval };
         let (index, to_us, count) = (read.index, read.to_us, read.required);
+        let loss = Loss {
+            stamp,
+            from_us: read.from_us,
+            acked_us: to_us,
+            until_us: u64::MAX,
+            required: count,
+            // The version may be of a write whose durability was `interval`.
+            interval: of_key.interval,
+        };
         established.push(Established { index, to_us, count, stamp, action, loss });
     }
     established.sort_by_key(|known| known.to_us);
@@ -164,8 +201,8 @@ fn established(of_key: &OfKey<'_>) -> Vec<Established> {
 }
 
 fn of_write(acked: &Acked<'_>) -> Established {
-    let Acked { index, to_us, stamp, action, begin_us, interval, .. } = *acked;
-    let loss = Loss { from_us: begin_us, acked_us: to_us, until_us: u64::MAX, interval };
+    let Acked { index, to_us, stamp, action, .. } = *acked;
+    let loss = acked.loss(u64::MAX);
     Established { index, to_us, count: acked.required, stamp, action, loss }
 }
 
@@ -175,7 +212,7 @@ mod tests {
 
     use super::super::testing::{Builder, KEYSPACE, stamp};
     use super::*;
-    use crate::history::IncidentKind;
+    use crate::history::{IncidentKind, Reply};
 
     #[test]
     fn reads_that_overlap_writes_may_show_either() {
@@ -237,8 +274,10 @@ mod tests {
         builder.put("k", 1, 0..10, 100);
         builder.delete("k", 1, 20..30, 200);
         builder.scan(2, 40..50, Vec::new());
-        builder.get("k", 2, 60..70, None);
         builder.passes(check);
+        builder.put("k", 1, 60..70, 300);
+        builder.scan(2, 80..90, Vec::new());
+        builder.fails(check, Guarantee::Read, "k shows no row, though 300.0@1");
     }
 
     #[test]

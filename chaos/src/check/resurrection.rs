@@ -1,11 +1,12 @@
-//! G10: a deleted key never comes back, neither in a read nor in what replicas hold at the end.
+//! G10: a deleted key never comes back, neither in a read nor in what replicas hold at the end, and a tombstone is there until
+//! there is a proof that lets it go.
 //!
 //! A delete at level ANY counts for no replica in reads, and at the end like any other. The exemptions are those of `reads.rs` and
 //! `durability.rs`.
 
 use starling_storage::Action;
 
-use super::facts::Loss;
+use super::durability::{is_held, is_owed};
 use super::reads::{stale_reads, violation};
 use super::{Facts, Guarantee, REPORTED_MAX, Violation};
 
@@ -21,6 +22,7 @@ pub(super) fn check(facts: &Facts<'_>) -> Vec<Violation> {
             }
         }
         at_the_end(facts, *key, &mut violations);
+        without_proof(facts, *key, &mut violations);
         if REPORTED_MAX <= violations.len() {
             break;
         }
@@ -34,13 +36,7 @@ fn at_the_end(facts: &Facts<'_>, key: (&str, &bytes::Bytes), violations: &mut Ve
     let deletes = of_key.acked.iter().filter(|acked| acked.action == Action::Delete);
     let Some(delete) = deletes.max_by_key(|acked| acked.stamp) else { return };
     let homes = facts.history.homes(key.0, delete.partition);
-    let loss = Loss {
-        from_us: delete.begin_us,
-        acked_us: delete.to_us,
-        until_us: u64::MAX,
-        interval: delete.interval,
-    };
-    if facts.losses(homes, &loss) >= usize::from(delete.required.max(1)) {
+    if !is_owed(facts, key.0, delete) {
         return;
     }
     let Some(held) = facts.held.get(&(delete.keyspace.id, key.1)) else { return };
@@ -66,11 +62,37 @@ fn at_the_end(facts: &Facts<'_>, key: (&str, &bytes::Bytes), violations: &mut Ve
     }
 }
 
+/// An acked delete is with none of its home replicas, and nothing lets it go.
+fn without_proof(facts: &Facts<'_>, key: (&str, &bytes::Bytes), violations: &mut Vec<Violation>) {
+    let Some(of_key) = facts.keys.get(&key) else { return };
+    let gone = of_key.acked.iter().find(|acked| {
+        acked.action == Action::Delete
+            && is_owed(facts, key.0, acked)
+            && !is_held(facts, key.0, key.1, acked)
+    });
+    let Some(gone) = gone else { return };
+    let homes = facts.history.homes(key.0, gone.partition);
+    let what = format!(
+        "{} was deleted as {}, and the tombstone is gone without a proof that everybody had it",
+        key.1.escape_ascii(),
+        gone.stamp
+    );
+    let mut evidence = vec![facts.line(gone.index), format!("home replicas are nodes {homes:?}")];
+    evidence.extend(facts.incidents(homes, u64::MAX));
+    violations.push(Violation { guarantee: Guarantee::Delete, at_us: gone.to_us, what, evidence });
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Builder, stamp};
     use super::*;
-    use crate::history::IncidentKind;
+    use crate::history::{Floor, IncidentKind};
+
+    /// The checker finds this among others.
+    fn told(builder: &Builder, what: &str) {
+        let found = builder.check(check);
+        assert!(found.iter().any(|violation| violation.what.contains(what)), "{found:#?}");
+    }
 
     #[test]
     fn a_deleted_key_stays_away() {
@@ -83,8 +105,15 @@ mod tests {
             builder.lose(node, stamp(100, 1));
             builder.lose(node, stamp(200, 1));
         }
+        told(&builder, "without a proof");
         builder.get("k", 2, 60..70, None);
+        let below = stamp(201, 0);
+        builder.history.floors.push(Floor { at_us: 55, partition: 0, below });
         builder.passes(check);
+        builder.history.floors[0].below = stamp(200, 1);
+        told(&builder, "shows nothing");
+        told(&builder, "without a proof");
+        builder.history.floors[0].below = below;
         let again = builder.put("k", 1, 80..90, 300);
         builder.get("k", 2, 100..110, Some(again));
         builder.passes(check);

@@ -46,7 +46,7 @@ fn has_seen(reply: &Reply, time: HybridTime) -> bool {
         Reply::Value(Some(seen)) => seen.stamp.time == time,
         Reply::Versions { versions, .. } => versions.iter().any(|seen| seen.stamp.time == time),
         Reply::Rows { rows, .. } => rows.iter().any(|(_, seen)| seen.stamp.time == time),
-        Reply::None | Reply::Value(None) | Reply::Error { .. } => false,
+        Reply::None | Reply::Value(None) | Reply::Created { .. } | Reply::Error { .. } => false,
     }
 }
 

@@ -8,7 +8,9 @@ use std::ops::Range;
 use bytes::Bytes;
 use starling_client::wire::{Durability, ErrorCode, Level};
 use starling_clock::{HybridTime, NodeId, Stamp};
-use starling_storage::{Action, Change, Event, KeyspaceId, Provenance, RequestId};
+use starling_storage::{
+    Action, Change, Event, HistoryRetention, KeyspaceId, Provenance, RequestId,
+};
 
 use crate::history::{
     Ask, History, Incident, IncidentKind, KeyspaceFacts, Operation, Replica, Reply, Seen, TailItem,
@@ -39,7 +41,7 @@ impl Builder {
             write_level: Level::Quorum,
             read_level: Level::Quorum,
             durability: Durability::Sync,
-            retention: false,
+            retention: HistoryRetention::default(),
             homes: vec![nodes.clone()],
         };
         let history = History {
@@ -195,10 +197,10 @@ impl Builder {
 
     /// A scan of everything.
     pub(crate) fn scan(&mut self, client: u64, at: Range<u64>, rows: Vec<(&str, Seen)>) {
-        let ask = Ask::Scan { prefix: Bytes::new(), limit: 100, level: None };
+        let ask = Ask::Scan { prefix: Bytes::new(), after: None, limit: 100, level: None };
         let row = |(key, seen): (&str, Seen)| (Bytes::copy_from_slice(key.as_bytes()), seen);
         let rows = rows.into_iter().map(row).collect();
-        self.operation(client, at, ask, Reply::Rows { rows, more: false });
+        self.operation(client, at, ask, Reply::Rows { rows, end: None });
     }
 
     /// Something happens to a node.

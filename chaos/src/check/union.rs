@@ -2,7 +2,8 @@
 //! gives what the tables give.
 //!
 //! Judged per key where every home replica's log still has its beginning and could be read; events whose replicas may have lost
-//! them within the contract are left out, as in `durability.rs`.
+//! them within the contract are left out, as in `durability.rs`; so are those that an empty disk is not given any more, because
+//! retention may have dropped them everywhere else, or a delete hid them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +11,6 @@ use bytes::Bytes;
 use starling_clock::{NodeId, Stamp};
 use starling_storage::KeyspaceId;
 
-use super::facts::Loss;
 use super::{Facts, Guarantee, REPORTED_MAX, Violation};
 
 /// Stamps of each key that a node's change log has.
@@ -35,14 +35,18 @@ pub(super) fn check(facts: &Facts<'_>) -> Vec<Violation> {
     for ((name, key), of_key) in &facts.keys {
         for acked in &of_key.acked {
             let homes = facts.history.homes(name, acked.partition);
-            let loss = Loss {
-                from_us: acked.begin_us,
-                acked_us: acked.to_us,
-                until_us: u64::MAX,
-                interval: acked.interval,
-            };
             let whole = homes.iter().all(|home| logs.contains_key(home));
-            if !whole || acked.required == 0 || facts.losses(homes, &loss) > 0 {
+            let loss = acked.loss(u64::MAX);
+            let is_kept = facts.losses.none(homes, &loss)
+                && (facts.losses.of(homes, &loss).most == 0
+                    || !facts.may_be_dropped((name, key), acked.stamp, u64::MAX)
+                        && !facts.may_be_hidden(
+                            (name, key),
+                            acked.partition,
+                            acked.stamp,
+                            u64::MAX,
+                        ));
+            if !whole || acked.required == 0 || !is_kept {
                 continue;
             }
             let place = (acked.keyspace.id, *key);

@@ -1,15 +1,16 @@
 //! G11: all events of a key within the history retention are read in stamp order.
 //!
 //! A read of versions at R+W>N has every event that was acked before it began: itself, or a later stamp of the same request, since
-//! the events of one request are one write. Beyond a page's end nothing is said. Not judged: keyspaces with a retention, what home
-//! replicas may have lost within the contract, and deletes that went together with what they hid (G10).
+//! the events of one request are one write. Beyond a page's end nothing is said. Not judged: what retention may have dropped
+//! ([`Facts::may_be_dropped`]), what home replicas may have lost within the contract (`losses.rs`), and deletes below a proved floor
+//! with what they hid ([`Facts::may_be_hidden`]).
 
 use std::collections::BTreeMap;
 
 use starling_clock::Stamp;
-use starling_storage::{Action, RequestId};
+use starling_storage::RequestId;
 
-use super::facts::{Acked, Loss};
+use super::facts::Acked;
 use super::{Facts, Guarantee, REPORTED_MAX, Violation};
 use crate::history::{Ask, Operation, Reply, Seen};
 
@@ -53,9 +54,10 @@ fn hole(
     versions: &[Seen],
     more: bool,
 ) -> Option<Violation> {
-    let keyspace = facts.history.keyspaces.get(&operation.keyspace).filter(|it| !it.retention)?;
+    let keyspace = facts.history.keyspaces.get(&operation.keyspace)?;
     let (key, to_us) = (operation.key()?, operation.to_us?);
-    let of_key = facts.keys.get(&(operation.keyspace.as_str(), key))?;
+    let place = (operation.keyspace.as_str(), key);
+    let of_key = facts.keys.get(&place)?;
     let end = if more { versions.last()?.stamp } else { Stamp::MAX };
     let required = operation.required(keyspace);
     let mut shown: BTreeMap<RequestId, Stamp> = BTreeMap::new();
@@ -63,23 +65,14 @@ fn hole(
         let greatest = shown.entry(seen.request).or_insert(seen.stamp);
         *greatest = seen.stamp.max(*greatest);
     }
-    let oldest = versions.first().map(|seen| seen.stamp);
     let is_missing = |acked: &&Acked<'_>| {
-        let loss = Loss {
-            from_us: acked.begin_us,
-            acked_us: acked.to_us,
-            until_us: to_us,
-            interval: acked.interval,
-        };
-        // A delete may go if nothing older is left, and takes along what it hides.
-        let dropped = acked.action == Action::Delete || hidden(of_key.acked.iter(), acked);
-        let dropped = dropped && oldest.is_none_or(|oldest| acked.stamp < oldest);
         acked.to_us <= operation.from_us
             && acked.required + required > keyspace.replication
             && acked.stamp <= end
             && shown.get(&acked.request).is_none_or(|&stamp| stamp < acked.stamp)
-            && !dropped
-            && facts.losses(facts.history.homes(&operation.keyspace, acked.partition), &loss) == 0
+            && !facts.may_be_dropped(place, acked.stamp, to_us)
+            && !facts.may_be_hidden(place, acked.partition, acked.stamp, to_us)
+            && facts.losses.none(facts.history.homes(place.0, acked.partition), &acked.loss(to_us))
     };
     let missing = of_key.acked.iter().take_while(|it| it.to_us <= operation.from_us);
     let missing = missing.into_iter().find(is_missing)?;
@@ -91,16 +84,11 @@ fn hole(
     Some(violation(operation, what, vec![facts.line(missing.index), facts.line(index)]))
 }
 
-/// A later delete of the key may have dropped it.
-fn hidden<'a, 'f: 'a>(mut all: impl Iterator<Item = &'a Acked<'f>>, acked: &Acked<'_>) -> bool {
-    all.any(|other| other.action == Action::Delete && acked.stamp < other.stamp)
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Builder, KEYSPACE, stamp};
     use super::*;
-    use crate::history::IncidentKind;
+    use crate::history::{Floor, IncidentKind};
 
     fn three() -> (Builder, Vec<Seen>) {
         let mut builder = Builder::new();
@@ -129,7 +117,10 @@ mod tests {
         lossy.history = builder.finish();
         lossy.incident(400, 3, IncidentKind::Wiped);
         lossy.passes(check);
-        builder.history.keyspaces.get_mut(KEYSPACE).unwrap().retention = true;
+        let retention = &mut builder.history.keyspaces.get_mut(KEYSPACE).unwrap().retention;
+        retention.versions_max = Some(3);
+        builder.fails(check, Guarantee::History, "lacks 200.0@1");
+        builder.history.keyspaces.get_mut(KEYSPACE).unwrap().retention.versions_max = Some(2);
         builder.passes(check);
     }
 
@@ -159,6 +150,8 @@ mod tests {
         let (mut builder, _) = three();
         builder.delete("k", 1, 400..410, 400);
         builder.versions("k", 2, 500..510, Vec::new());
+        builder.fails(check, Guarantee::History, "lacks 100.0@1");
+        builder.history.floors.push(Floor { at_us: 450, partition: 0, below: stamp(400, 2) });
         builder.passes(check);
     }
 }

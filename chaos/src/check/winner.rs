@@ -1,9 +1,9 @@
 //! G4: all replicas pick the greatest stamp, and with W>N/2 no write loses silently to one that was acked before it began.
 //!
 //! Not judged: writes of which a home replica may have lost its copy within the contract before the later one was answered
-//! ([`Facts::losses`]): the later write's quorum need not meet it then.
+//! (`losses.rs`): the later write's quorum need not meet it then.
 
-use super::facts::{Acked, KeyOf, Loss, OfKey};
+use super::facts::{Acked, KeyOf, OfKey};
 use super::{Facts, Guarantee, REPORTED_MAX, Violation};
 
 pub(super) fn check(facts: &Facts<'_>) -> Vec<Violation> {
@@ -39,15 +39,9 @@ fn silent_losses(
         }
         let homes = facts.history.homes(name, later.partition);
         let winner = by_end[..next].iter().rev().find(|earlier| {
-            let loss = Loss {
-                from_us: earlier.begin_us,
-                acked_us: earlier.to_us,
-                until_us: later.to_us,
-                interval: earlier.interval,
-            };
             earlier.stamp > later.stamp
                 && earlier.request != later.request
-                && facts.losses(homes, &loss) == 0
+                && facts.losses.none(homes, &earlier.loss(later.to_us))
         });
         let Some(winner) = winner else { continue };
         violations.push(Violation {

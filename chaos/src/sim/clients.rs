@@ -5,23 +5,28 @@
 //! - A client has one operation in flight at a time; everything that it asks and is answered is in the history.
 //! - A repetition has the request id of the first attempt, and is made only of writes whose outcome is unknown.
 //! - A client that gave up or vanished takes no answer any more.
+//! - Keyspaces are made by clients like everything else; what was answered as made is used by all of them.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use starling_client::codec::{Blob, Text, WireStamp};
 use starling_client::wire::{
-    Action as WireAction, ErrorKind, Header, Request, RequestId as WireRequestId, Response, Version,
+    Action as WireAction, Cursor, ErrorKind, Header, KeyspaceSettings, Request,
+    RequestId as WireRequestId, Response, Version,
 };
 use starling_clock::Stamp;
 use starling_node::core::types::{ConnectionId, Input};
 use starling_storage::{Action, RequestId};
 
+use super::keyspaces::is_built_in;
 use super::world::{Event, NOBODY, World};
-use crate::history::{Ask, Operation, Reply, Seen};
+use crate::history::{Ask, Operation, Place, Reply, Seen};
 use crate::workload::Workload;
 
 /// Attempts at one write.
 const ATTEMPTS_MAX: u8 = 4;
+/// Stamps that reads as of a stamp are drawn from.
+const STAMPS_MAX: usize = 64;
 
 /// One session.
 #[derive(Debug)]
@@ -36,6 +41,8 @@ struct Client {
     current: Option<usize>,
     /// What to ask again.
     again: Option<usize>,
+    /// The scan whose next page is to be asked for.
+    page: Option<usize>,
     /// When the next operation is due.
     due_us: u64,
 }
@@ -45,7 +52,14 @@ struct Client {
 pub(super) struct Clients {
     random: ChaCha8Rng,
     pub(super) workload: Workload,
+    /// All of the run; the first is there from the beginning.
+    all: Vec<KeyspaceSettings>,
+    /// Those that somebody was told are there.
     keyspaces: Vec<String>,
+    /// Those that nobody was told of yet, and when somebody begins to make them.
+    unmade: Vec<(u64, KeyspaceSettings)>,
+    /// Stamps that were seen lately.
+    stamps: Vec<Stamp>,
     sessions: Vec<Client>,
     /// Time between the operations of one client, in microseconds.
     interval_us: u64,
@@ -55,16 +69,23 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    /// `count` clients that together make `per_second` operations a second.
+    /// `count` clients that together make `per_second` operations a second until `until_us`.
     pub(super) fn new(
         seed: u64,
         workload: Workload,
-        keyspaces: Vec<String>,
-        nodes: usize,
-        count: usize,
-        per_second: u64,
+        all: Vec<KeyspaceSettings>,
+        (nodes, count, per_second): (usize, usize, u64),
+        until_us: u64,
     ) -> Self {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let (built_in, drawn) = all.iter().partition::<Vec<_>, _>(|it| is_built_in(it));
+        let at_once = random.random_range(0..2) == 0;
+        let begin = |settings: &KeyspaceSettings| {
+            let at_us = if at_once { 0 } else { random.random_range(0..until_us) };
+            (at_us, settings.clone())
+        };
+        let unmade = drawn.into_iter().map(begin).collect();
+        let keyspaces = built_in.into_iter().map(|it| it.name.0.clone()).collect();
         let client = |index: usize| Client {
             id: index as u64 + 1,
             sequence: 0,
@@ -73,6 +94,7 @@ impl Clients {
             home: index % nodes,
             current: None,
             again: None,
+            page: None,
             due_us: 0,
         };
         let clients: Vec<Client> = (0..count).map(client).collect();
@@ -80,12 +102,69 @@ impl Clients {
         Self {
             random,
             workload,
+            all,
             keyspaces,
+            unmade,
+            stamps: Vec::new(),
             next_id: count as u64 + 1,
             sessions: clients,
             interval_us,
             stopped: false,
         }
+    }
+
+    /// What to ask next, of which keyspace.
+    fn draw(&mut self, now_us: u64) -> (String, Ask) {
+        let due = self.unmade.iter().position(|(at_us, _)| *at_us <= now_us);
+        if let Some(due) = due
+            && self.random.random_range(0..4) == 0
+        {
+            return create(&self.unmade[due].1);
+        }
+        let whichever = self.random.random_range(0..1_000);
+        if whichever == 0 {
+            // Again, or nearly so: the same settings are fine.
+            return create(&self.all[self.random.random_range(0..self.all.len())]);
+        }
+        let (keyspace, mut ask) = self.workload.draw(self.keyspaces.len());
+        let mut keyspace = self.keyspaces[keyspace].clone();
+        if whichever < 5 {
+            // Perhaps nobody has made it yet.
+            keyspace = self.all[self.random.random_range(0..self.all.len())].name.0.clone();
+        }
+        if let Ask::Get { at, .. } = &mut ask
+            && !self.stamps.is_empty()
+            && self.random.random_range(0..10) == 0
+        {
+            *at = Some(self.stamps[self.random.random_range(0..self.stamps.len())]);
+        }
+        (keyspace, ask)
+    }
+
+    /// Remembers what an answer tells.
+    fn learn(&mut self, operation: &Operation) {
+        if let Reply::Created { .. } = operation.reply
+            && !self.keyspaces.contains(&operation.keyspace)
+        {
+            self.keyspaces.push(operation.keyspace.clone());
+            self.unmade.retain(|(_, settings)| settings.name.as_str() != operation.keyspace);
+        }
+        let stamp = match &operation.reply {
+            Reply::Written { stamp, .. } => *stamp,
+            Reply::Value(Some(seen)) => seen.stamp,
+            _ => return,
+        };
+        if self.stamps.len() < STAMPS_MAX {
+            self.stamps.push(stamp);
+        } else {
+            let place = self.random.random_range(0..STAMPS_MAX);
+            self.stamps[place] = stamp;
+        }
+    }
+
+    /// Keyspaces that somebody was told are there.
+    pub(super) fn keyspaces(&self) -> &[String] {
+        &self.keyspaces
     }
 
     /// Nothing is in flight.
@@ -126,8 +205,12 @@ impl World {
         let request = RequestId { client: client.id, sequence: client.sequence };
         let is_home = clients.random.random_range(0..4) > 0;
         let coordinator = if is_home { client.home } else { clients.random.random_range(0..nodes) };
-        let (keyspace, ask) = clients.workload.draw(clients.keyspaces.len());
-        let keyspace = clients.keyspaces[keyspace].clone();
+        let page = client.page.take();
+        let page = page.and_then(|earlier| next_page(&self.history.operations[earlier]));
+        let (keyspace, ask) = match page {
+            Some(page) => page,
+            None => clients.draw(self.now_us),
+        };
         self.ask(Some(slot), request, 0, coordinator, keyspace, ask);
     }
 
@@ -203,6 +286,7 @@ impl World {
         if slot.is_some() || FINAL_CLIENT <= record.client {
             record.to_us = Some(now_us);
             record.reply = reply;
+            self.clients.learn(record);
         }
         if let Some(slot) = slot {
             let client = &mut self.clients.sessions[slot];
@@ -214,9 +298,10 @@ impl World {
 
     fn client_goes_on(&mut self, slot: usize, operation: usize, is_unknown: bool) {
         let record = &self.history.operations[operation];
-        let is_write = matches!(record.ask, Ask::Write { .. });
+        let is_write = matches!(record.ask, Ask::Write { .. } | Ask::Create { .. });
         let clients = &mut self.clients;
         let client = &mut clients.sessions[slot];
+        client.page = matches!(record.reply, Reply::Rows { end: Some(_), .. }).then_some(operation);
         let chance = clients.random.random_range(0..100);
         let mut after_us = client.due_us.saturating_sub(self.now_us);
         if is_unknown && is_write && record.attempt + 1 < ATTEMPTS_MAX && chance < 60 {
@@ -234,6 +319,19 @@ impl World {
 
 /// Clients from this number on are the world's own, which reads when everything is over.
 pub(super) const FINAL_CLIENT: u64 = 1 << 40;
+
+fn create(settings: &KeyspaceSettings) -> (String, Ask) {
+    (settings.name.0.clone(), Ask::Create { settings: settings.clone() })
+}
+
+/// The page after the one that was answered.
+fn next_page(operation: &Operation) -> Option<(String, Ask)> {
+    let Ask::Scan { prefix, limit, level, .. } = &operation.ask else { return None };
+    let Reply::Rows { end, .. } = &operation.reply else { return None };
+    let after = Some(end.clone()?);
+    let ask = Ask::Scan { prefix: prefix.clone(), after, limit: *limit, level: *level };
+    Some((operation.keyspace.clone(), ask))
+}
 
 /// The request as it travels.
 fn wire(keyspace: &str, ask: &Ask) -> Request {
@@ -262,13 +360,17 @@ fn wire(keyspace: &str, ask: &Ask) -> Request {
             limit: *limit,
             level: *level,
         },
-        Ask::Scan { prefix, limit, level } => Request::Scan {
+        Ask::Scan { prefix, after, limit, level } => Request::Scan {
             keyspace,
             prefix: Blob(prefix.clone()),
-            cursor: None,
+            cursor: after.as_ref().map(|place| Cursor {
+                partition: place.partition,
+                after: place.key.clone().map(Blob),
+            }),
             limit: *limit,
             level: *level,
         },
+        Ask::Create { settings } => Request::KeyspaceCreate { settings: settings.clone() },
     }
 }
 
@@ -295,8 +397,11 @@ fn reply_of(response: Response) -> Reply {
         }
         Response::Page { rows, cursor } => {
             let rows = rows.0.into_iter().map(|row| (row.key.0, seen(row.version)));
-            Reply::Rows { rows: rows.collect(), more: cursor.is_some() }
+            let end = cursor
+                .map(|it| Place { partition: it.partition, key: it.after.map(|after| after.0) });
+            Reply::Rows { rows: rows.collect(), end }
         }
+        Response::KeyspaceCreated { nodes } => Reply::Created { nodes },
         Response::Error(error) => Reply::Error { code: error.code, kind: error.kind() },
         other => panic!("nobody asked for {other:?}"),
     }
@@ -314,6 +419,6 @@ fn greatest(reply: &Reply) -> u64 {
         Reply::Rows { rows, .. } => {
             rows.iter().map(|(_, seen)| packed(&seen.stamp)).max().unwrap_or(0)
         }
-        Reply::None | Reply::Value(None) | Reply::Error { .. } => 0,
+        Reply::None | Reply::Value(None) | Reply::Created { .. } | Reply::Error { .. } => 0,
     }
 }

@@ -5,14 +5,12 @@
 //! - Healing has a bound of simulated time. What is not equal by then never will be, as far as anybody can wait.
 //! - The final reads are operations like any other, asked when all replicas held the same.
 
-use std::collections::BTreeMap;
-
-use starling_clock::NodeId;
-use starling_storage::{CrashMode, KeyspaceId, RequestId, SimDisk};
+use starling_clock::Stamp;
+use starling_storage::RequestId;
 
 use super::clients::FINAL_CLIENT;
 use super::world::World;
-use crate::history::{Ask, IncidentKind, Replica};
+use crate::history::{Ask, Equal, Replica};
 
 /// Everything must have healed after this long, in microseconds.
 const HEAL_US_MAX: u64 = 60_000_000;
@@ -20,9 +18,6 @@ const HEAL_US_MAX: u64 = 60_000_000;
 const CLIENTS_END_US: u64 = 12_000_000;
 /// Keys that are read at the end, at most.
 const FINAL_READS_MAX: usize = 200;
-
-/// Count and hash of a set of events.
-type SetDigest = (u64, u64);
 
 impl World {
     /// Stops clients and faults, lets everything heal, and reads.
@@ -36,7 +31,8 @@ impl World {
         for node in 0..self.nodes.len() {
             self.nodes[node].disk.clear_faults();
             if self.nodes[node].damaged {
-                self.replace_disk(node);
+                self.wipe(node);
+                self.start_later(node);
             }
         }
         self.history.healing_from_us = self.now_us;
@@ -44,8 +40,9 @@ impl World {
         let mut wait_us = 500_000;
         while self.now_us < bound_us {
             self.run_until(self.now_us + wait_us);
-            if self.is_healed() {
+            if self.are_equal(Stamp::MAX) && self.know_keyspaces() {
                 self.history.healed_at_us = Some(self.now_us);
+                self.history.equal.push(Equal { at_us: self.now_us, up_to: Stamp::MAX });
                 break;
             }
             wait_us = (wait_us * 3 / 2).min(5_000_000);
@@ -68,68 +65,20 @@ impl World {
         }
     }
 
-    /// An operator puts in an empty disk: what was damaged is not trusted.
-    fn replace_disk(&mut self, node: usize) {
-        if self.nodes[node].running.is_some() {
-            self.nodes[node].crash_mode = CrashMode::LoseUnsynced;
-            self.crash(node);
-        }
-        self.incident(node, IncidentKind::Wiped);
-        let seed = self.now_us ^ self.nodes[node].id.0 << 40;
-        let target = &mut self.nodes[node];
-        target.disk = SimDisk::new(seed);
-        target.damaged = false;
-        target.cursor = None;
-        target.recovery_crash = None;
-        self.boot(node);
-    }
-
-    fn is_healed(&mut self) -> bool {
-        let is_up = |node: &super::node::Node| {
-            node.running
-                .as_ref()
-                .is_some_and(|running| running.core.is_serving() && !running.poisoned)
-        };
-        if !self.nodes.iter().all(is_up) {
-            return false;
-        }
-        let digests: Option<Vec<_>> =
-            (0..self.nodes.len()).map(|node| self.digests(node)).collect();
-        let Some(digests) = digests else { return false };
-        let none = (0, 0);
-        for facts in self.history.keyspaces.values() {
-            for (partition, homes) in (0_u32..).zip(&facts.homes) {
-                let at = |home: &NodeId| {
-                    let held = &digests[self.index_of(*home)];
-                    *held.get(&(facts.id, partition)).unwrap_or(&none)
-                };
-                if homes.iter().any(|home| at(home) != at(&homes[0])) {
-                    return false;
-                }
-            }
-        }
-        true
-    }
-
-    /// What the node holds, by keyspace and partition; `None` if it cannot be read.
-    fn digests(&self, node: usize) -> Option<BTreeMap<(KeyspaceId, u32), SetDigest>> {
-        let view = self.nodes[node].running.as_ref()?.writer.storage().view();
-        let mut digests = BTreeMap::new();
-        for partition in 0..self.history.partitions {
-            let page = view.partition_events(partition, None, usize::MAX, usize::MAX).ok()?;
-            for event in page.events {
-                let held: &mut SetDigest = digests.entry((event.keyspace, partition)).or_default();
-                held.0 += 1;
-                held.1 ^= event.id().hash();
-            }
-        }
-        Some(digests)
+    /// Every node knows what some client was told is there.
+    fn know_keyspaces(&self) -> bool {
+        self.nodes.iter().all(|node| {
+            node.running.as_ref().is_some_and(|running| {
+                let known = running.core.keyspaces();
+                self.clients.keyspaces().iter().all(|name| known.get(name).is_some())
+            })
+        })
     }
 
     fn final_reads(&mut self) {
         let partitions = self.settings.epoch.partitions();
         let keys: Vec<_> = self.clients.workload.keys().take(FINAL_READS_MAX).collect();
-        let keyspaces: Vec<String> = self.history.keyspaces.keys().cloned().collect();
+        let keyspaces: Vec<String> = self.clients.keyspaces().to_vec();
         for (index, key) in keys.into_iter().enumerate() {
             let partition = partitions.partition_of(&key).0;
             for (number, keyspace) in keyspaces.iter().enumerate() {
@@ -164,6 +113,8 @@ impl World {
             Ok(changes) => replica.changes = changes,
             Err(error) => replica.unreadable = Some(error.to_string()),
         }
+        let known = running.core.keyspaces().iter();
+        replica.keyspaces = known.map(|it| it.settings.name.0.clone()).collect();
         self.history.replicas.insert(self.nodes[node].id, replica);
     }
 }

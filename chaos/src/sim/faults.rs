@@ -5,11 +5,11 @@
 //! - What is wrong at a moment follows from the faults that go on at it: it is worked out anew whenever one begins or ends.
 //! - A node that is down comes back by itself, unless data on its disk was destroyed and storage refuses to open.
 
-use rand::{Rng, RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-use starling_storage::{CrashMode, Disk, Fault};
+use rand::{Rng, RngExt};
+use starling_node::core::types::Input;
+use starling_storage::{CrashMode, Fault};
 
-use super::node::BootError;
+use super::node::{BootError, guard};
 use super::plan::{FaultKind, Shape};
 use super::world::{BEGIN_US, Event, NOBODY, World};
 use crate::history::{Incident, IncidentKind};
@@ -22,6 +22,10 @@ impl World {
     }
 
     pub(super) fn fault_begins(&mut self, index: usize) {
+        if self.plan.faults[index].kind.destroys() {
+            self.destroy(index);
+            return;
+        }
         self.tell_clock(index);
         self.active.push(index);
         let fault = self.plan.faults[index].clone();
@@ -49,8 +53,15 @@ impl World {
                 target.disk_faulty = true;
                 target.disk.set_capacity(Some(target.disk.used() + room));
             }
-            FaultKind::FlipBits { node, seed } => self.damage(self.index_of(node), seed, false),
-            FaultKind::LoseFile { node, seed } => self.damage(self.index_of(node), seed, true),
+            FaultKind::Stop { node } => {
+                let to_us = BEGIN_US + fault.to_us;
+                let node = self.index_of(node);
+                let target = &mut self.nodes[node];
+                if target.running.is_some() {
+                    target.down_until_us = target.down_until_us.max(to_us);
+                    self.at_life(0, node, Event::Input(Input::Stop));
+                }
+            }
             FaultKind::Rough { .. }
             | FaultKind::Partition(_)
             | FaultKind::Pause(_)
@@ -59,6 +70,9 @@ impl World {
             | FaultKind::Skew { .. }
             | FaultKind::Drift { .. }
             | FaultKind::HotKey { .. } => {}
+            FaultKind::FlipBits { .. } | FaultKind::LoseFile { .. } | FaultKind::Replace { .. } => {
+                unreachable!("told above")
+            }
         }
         self.work_out();
         self.tell_clock(index);
@@ -136,6 +150,8 @@ impl World {
                 | FaultKind::Eio { .. }
                 | FaultKind::FlipBits { .. }
                 | FaultKind::LoseFile { .. }
+                | FaultKind::Replace { .. }
+                | FaultKind::Stop { .. }
                 | FaultKind::Skew { .. }
                 | FaultKind::Drift { .. } => {}
             }
@@ -155,57 +171,26 @@ impl World {
         }
     }
 
-    /// Destroys data at rest: not what a write may still be going to.
-    fn damage(&mut self, node: usize, seed: u64, lose: bool) {
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let disk = self.nodes[node].disk.clone();
-        if disk.is_crashed() || self.nodes[node].running.is_none() {
-            return;
-        }
-        let mut files = Vec::new();
-        for dir in ["tables", "changes", "wal"] {
-            let Ok(mut names) = disk.list(dir) else { return };
-            if dir != "tables" {
-                // The last segment is being written: damage there is a torn tail.
-                names.pop();
-            }
-            files.extend(names.into_iter().map(|name| format!("{dir}/{name}")));
-        }
-        if disk.is_crashed() || files.is_empty() {
-            return;
-        }
-        let file = files.swap_remove(random.random_range(0..files.len()));
-        let length = disk.contents(&file).map_or(0, |bytes| bytes.len() as u64);
-        if length == 0 {
-            return;
-        }
-        self.nodes[node].damaged = true;
-        if lose {
-            let dir = file.split('/').next().unwrap_or_default();
-            if disk.remove(&file).is_err() || disk.sync_dir(dir).is_err() {
-                // The power went at this very call.
-                return;
-            }
-        } else {
-            for _ in 0..random.random_range(1..8) {
-                let offset = random.random_range(0..length);
-                disk.flip_bit(&file, offset, random.random_range(0..8));
-            }
-        }
-        self.incident(node, IncidentKind::Damaged { file });
-    }
-
     /// The node's power is gone, or its process.
     pub(super) fn crash(&mut self, node: usize) {
+        let mode = self.nodes[node].crash_mode;
+        self.end_life(node, mode, IncidentKind::Crashed { power: mode != CrashMode::KeepAll });
+    }
+
+    /// The process is gone; `mode` says what is left of what it had not synced.
+    fn end_life(&mut self, node: usize, mode: CrashMode, how: IncidentKind) {
         let target = &mut self.nodes[node];
-        let mode = target.crash_mode;
         target.disk.crash();
-        let was_running = target.running.take().is_some();
+        let was = target.running.take();
+        let was_running = was.is_some();
+        if let Some(running) = was {
+            target.clock_ms = target.clock_ms.max(running.core.clock_last().physical_ms());
+        }
         target.disk.restart(mode);
         target.life += 1;
         target.crash_mode = CrashMode::LoseUnsynced;
         if was_running {
-            self.incident(node, IncidentKind::Crashed { power: mode != CrashMode::KeepAll });
+            self.incident(node, how);
             for peer in 0..self.nodes.len() {
                 if peer != node {
                     let within_us = if mode == CrashMode::KeepAll { 2_000 } else { 1_000_000 };
@@ -214,6 +199,26 @@ impl World {
             }
         }
         self.start_later(node);
+    }
+
+    /// The core has finished: what waits is carried out and synced, as `io` does it, the process ends, and then the power goes.
+    pub(super) fn stopped(&mut self, node: usize) {
+        let wall_ms = self.now(node).wall_ms;
+        let running = self.running(node);
+        let waiting = std::mem::take(&mut running.writes);
+        let closed = guard(|| {
+            running.writer.execute(wall_ms, waiting);
+            running.writer.storage_mut().sync().is_ok()
+        });
+        match closed {
+            _ if self.nodes[node].disk.is_crashed() => self.crash(node),
+            Err(message) => self.panicked(node, message),
+            Ok(true) => self.end_life(node, CrashMode::LoseUnsynced, IncidentKind::Stopped),
+            Ok(false) => {
+                self.incident(node, IncidentKind::SyncFailed);
+                self.crash(node);
+            }
+        }
     }
 
     pub(super) fn panicked(&mut self, node: usize, message: String) {
@@ -237,7 +242,7 @@ impl World {
         self.at_life(after_us, node, Event::Restart);
     }
 
-    fn start_later(&mut self, node: usize) {
+    pub(super) fn start_later(&mut self, node: usize) {
         if std::mem::replace(&mut self.nodes[node].booting, true) {
             return;
         }
@@ -252,11 +257,15 @@ impl World {
             return;
         }
         let (seed, now) = (self.random.next_u64(), self.now(node));
+        if now.wall_ms <= self.nodes[node].given_up_ms && !self.clients.stopped {
+            self.start_later(node);
+            return;
+        }
         let booted = self.nodes[node].boot(&self.settings, seed, now);
         match booted {
             Ok(()) => {
                 self.nodes[node].down_until_us = 0;
-                self.input(node, starling_node::core::types::Input::Timeout);
+                self.input(node, Input::Timeout);
             }
             Err(BootError::Crashed) => self.crash(node),
             Err(BootError::Again(_)) if self.nodes[node].disk_faulty => {

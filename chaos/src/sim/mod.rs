@@ -10,8 +10,10 @@
 //! It judges nothing: [`crate::check`] does. The models are `TigerBeetle`'s VOPR and `FoundationDB`'s simulation.
 
 mod clients;
+mod damage;
 mod ending;
 mod faults;
+mod keyspaces;
 mod network;
 mod node;
 pub mod plan;
@@ -20,18 +22,14 @@ mod trace;
 mod world;
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::io::Write;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use starling_client::wire::{Durability, Level};
 use starling_clock::NodeId;
-use starling_node::core::DEFAULT_KEYSPACE;
-use starling_ring::{Epoch, Member, Partition, Partitions, ReplicationFactor, RoutingTable};
-use starling_storage::KeyspaceId;
+use starling_ring::{Epoch, Member, Partitions};
 
-use crate::history::{History, KeyspaceFacts};
+use crate::history::History;
 use crate::workload::{Mix, Workload};
 use clients::Clients;
 use plan::{Plan, Profile};
@@ -140,8 +138,13 @@ fn simulate(settings: &Settings, trace: Option<Box<dyn Write + Send>>) -> Run {
     let member = |id| Member { node: NodeId(id), zone: String::new(), weight: 1 };
     let epoch = Epoch::new(1, partitions, (1..=settings.nodes).map(member).collect())
         .expect("members are distinct");
-    let history = begin_history(&epoch);
-    let keyspaces: Vec<String> = history.keyspaces.keys().cloned().collect();
+    let keyspaces = keyspaces::draw(&mut random, usize::try_from(settings.nodes).expect("few"));
+    let history = History {
+        nodes: epoch.members().iter().map(|member| member.node).collect(),
+        partitions: PARTITIONS,
+        keyspaces: keyspaces::facts(&epoch, &keyspaces),
+        ..History::default()
+    };
     let node_settings = node::Settings {
         addresses: (0_usize..)
             .map(node::address_of)
@@ -158,9 +161,12 @@ fn simulate(settings: &Settings, trace: Option<Box<dyn Write + Send>>) -> Run {
         random.next_u64(),
         workload,
         keyspaces,
-        history.nodes.len(),
-        usize::try_from(settings.nodes * CLIENTS_PER_NODE).expect("nodes are few"),
-        settings.operations_per_second * settings.nodes,
+        (
+            history.nodes.len(),
+            usize::try_from(settings.nodes * CLIENTS_PER_NODE).expect("nodes are few"),
+            settings.operations_per_second * settings.nodes,
+        ),
+        SETTLE_US + settings.duration_us * 2 / 3,
     );
     let seed = random.next_u64();
     let mut world =
@@ -178,29 +184,5 @@ fn simulate(settings: &Settings, trace: Option<Box<dyn Write + Send>>) -> Run {
         trace_written,
         simulated_us: world.now_us - start_us,
         history: world.history,
-    }
-}
-
-/// Who is in the cluster and how keys are placed.
-fn begin_history(epoch: &Epoch) -> History {
-    let nodes: Vec<NodeId> = epoch.members().iter().map(|member| member.node).collect();
-    let replication = u8::try_from(nodes.len().min(3)).expect("at most 3");
-    let factor = ReplicationFactor::new(replication).expect("1 to 3");
-    let table = RoutingTable::new(epoch, factor);
-    let homes = (0..PARTITIONS).map(|it| table.preference_list(Partition(it)).to_vec()).collect();
-    let facts = KeyspaceFacts {
-        id: KeyspaceId::of(DEFAULT_KEYSPACE),
-        replication,
-        write_level: Level::Quorum,
-        read_level: Level::Quorum,
-        durability: Durability::Sync,
-        retention: false,
-        homes,
-    };
-    History {
-        nodes,
-        partitions: PARTITIONS,
-        keyspaces: BTreeMap::from([(DEFAULT_KEYSPACE.to_owned(), facts)]),
-        ..History::default()
     }
 }

@@ -91,6 +91,12 @@ pub(super) struct Node {
     pub(super) booting: bool,
     /// Data on its disk was destroyed.
     pub(super) damaged: bool,
+    /// Its disk was replaced by an empty one, and what it had may not be back.
+    pub(super) renewed: bool,
+    /// The furthest that its clock has been in lives that are over, in milliseconds.
+    pub(super) clock_ms: u64,
+    /// Where its clock had been when its disk was given up, in milliseconds.
+    pub(super) given_up_ms: u64,
     /// Something fails on its disk now, or did since the last start.
     pub(super) disk_faulty: bool,
     pub(super) paused: bool,
@@ -144,6 +150,9 @@ impl Node {
             down_until_us: 0,
             booting: false,
             damaged: false,
+            renewed: false,
+            clock_ms: 0,
+            given_up_ms: 0,
             disk_faulty: false,
             paused: false,
             slow: 1,

@@ -5,9 +5,8 @@
 //! - The same seed, profile, nodes and duration give the same plan.
 //! - Every fault begins after the cluster has found itself and ends before the run does.
 //! - Taking faults out of a plan, or making them shorter, gives a plan: none depends on another.
-//! - At most one node of a run has data destroyed ([`FaultKind::FlipBits`], [`FaultKind::LoseFile`]): a quorum of 3 survives that.
 //!
-//! It does nothing: `world` lets the faults happen.
+//! It does nothing: `world` lets the faults happen, those that destroy data only as far as the contract covers them (`damage`).
 
 use std::fmt;
 
@@ -16,6 +15,9 @@ use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use starling_clock::NodeId;
 use starling_storage::CrashMode;
+
+/// How long a fault that destroys data waits until it may, in microseconds.
+const DESTROY_US: u64 = 20_000_000;
 
 /// Which kinds of faults a run has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -115,19 +117,29 @@ pub enum FaultKind {
         /// Disk calls until it happens.
         calls: u64,
     },
-    /// Bits of a file at rest are flipped at the beginning. The node's disk is replaced when everything heals.
+    /// Bits of a file at rest are flipped as soon as may be. The node's disk is replaced when everything heals, or before.
     FlipBits {
         /// Which node.
         node: NodeId,
         /// Which file and bits.
         seed: u64,
     },
-    /// A file at rest is lost at the beginning. The node's disk is replaced when everything heals.
+    /// A file at rest is lost as soon as may be. The node's disk is replaced when everything heals, or before.
     LoseFile {
         /// Which node.
         node: NodeId,
         /// Which file.
         seed: u64,
+    },
+    /// The node is told to stop, finishes what it has begun, and is started at the end.
+    Stop {
+        /// Which node.
+        node: NodeId,
+    },
+    /// The node's disk is lost for good, and an operator puts in an empty one.
+    Replace {
+        /// Which node.
+        node: NodeId,
     },
     /// The node's wall clock is so far ahead from the beginning to the end.
     Skew {
@@ -150,6 +162,13 @@ pub enum FaultKind {
         /// Of a thousand.
         per_mille: u32,
     },
+}
+
+impl FaultKind {
+    /// It takes data for good.
+    pub fn destroys(&self) -> bool {
+        matches!(self, Self::FlipBits { .. } | Self::LoseFile { .. } | Self::Replace { .. })
+    }
 }
 
 /// A fault and when.
@@ -200,6 +219,8 @@ impl Plan {
                 break;
             }
             let kind = draw.kind(&mut random);
+            // What may be destroyed only later waits.
+            let length_us = if kind.destroys() { DESTROY_US } else { length_us };
             faults.push(Fault { from_us: at_us, to_us: (at_us + length_us).min(end_us), kind });
         }
         Self { faults }
@@ -208,7 +229,7 @@ impl Plan {
 
 struct Draw {
     nodes: u64,
-    /// The one node whose data may be destroyed.
+    /// The node whose data was destroyed last, until its disk is replaced.
     victim: Option<NodeId>,
     profile: Profile,
 }
@@ -261,7 +282,7 @@ impl Draw {
     fn disk(&mut self, random: &mut ChaCha8Rng) -> FaultKind {
         let node = self.node(random);
         let calls_max = 1 << random.random_range(1..9);
-        match random.random_range(0..20) {
+        match random.random_range(0..24) {
             0..10 => FaultKind::Crash {
                 node,
                 calls: random.random_range(0..calls_max),
@@ -276,10 +297,12 @@ impl Draw {
             10..12 => FaultKind::SlowDisk { node, factor: 1 << random.random_range(1..9) },
             12..14 => FaultKind::Full { node, room: random.random_range(0..60_000) },
             14..18 => FaultKind::Eio { node, calls: random.random_range(0..200) },
+            18..21 => FaultKind::Stop { node },
+            21 => FaultKind::Replace { node: self.victim.take().unwrap_or(node) },
             damage => {
                 let node = *self.victim.get_or_insert(node);
                 let seed = random.next_u64();
-                if damage == 18 {
+                if damage == 22 {
                     FaultKind::FlipBits { node, seed }
                 } else {
                     FaultKind::LoseFile { node, seed }
@@ -316,20 +339,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_seed_gives_one_plan_and_at_most_one_victim() {
+    fn one_seed_gives_one_plan() {
         let end_us = 600_000_000;
+        let mut kinds = std::collections::BTreeSet::new();
         for seed in 0..50 {
             let plan = Plan::draw(seed, Profile::All, 5, 1_000_000, end_us);
             assert_eq!(plan, Plan::draw(seed, Profile::All, 5, 1_000_000, end_us));
             assert!(plan.faults.is_sorted_by_key(|fault| fault.from_us));
             assert!(plan.faults.iter().all(|it| it.from_us <= it.to_us && it.to_us <= end_us));
-            let victims = plan.faults.iter().filter_map(|fault| match fault.kind {
-                FaultKind::FlipBits { node, .. } | FaultKind::LoseFile { node, .. } => Some(node),
-                _ => None,
-            });
-            let victims: std::collections::BTreeSet<_> = victims.collect();
-            assert!(victims.len() <= 1);
+            let name = |fault: &Fault| {
+                let kind = format!("{:?}", fault.kind);
+                kind.split([' ', '(']).next().unwrap_or_default().to_owned()
+            };
+            kinds.extend(plan.faults.iter().map(name));
         }
+        assert_eq!(kinds.len(), 15, "{kinds:?}");
         assert!(Plan::draw(1, Profile::Calm, 5, 0, end_us).faults.is_empty());
     }
 }

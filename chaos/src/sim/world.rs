@@ -17,14 +17,14 @@ use starling_client::wire::{ChangesFrom, ChangesItem, ChangesRequest, Response};
 use starling_node::core::peer::PeerMessage;
 use starling_node::core::storage::{StorageAnswer, StorageFailure, StorageRequest};
 use starling_node::core::types::{Input, Instant, Now, Output, SubscriptionId, Ticket};
-use starling_storage::{Progress, SimDisk};
+use starling_storage::{KeyspaceId, Progress, SimDisk};
 
 use super::clients::Clients;
 use super::network::Network;
 use super::node::{Node, Running, Settings, guard};
 use super::plan::Plan;
 use super::trace::Trace;
-use crate::history::{History, IncidentKind, Sample, TailItem, Tailed};
+use crate::history::{History, IncidentKind, KeyspaceFacts, Sample, TailItem, Tailed};
 
 /// The wall clock when a world begins, in milliseconds since the Unix epoch.
 pub(super) const WALL_MS: u64 = 1_700_000_000_000;
@@ -652,7 +652,7 @@ impl World {
                 let peer = self.index_of(peer);
                 self.at_life(500, node, Event::Dial(peer));
             }
-            Output::Stopped => {}
+            Output::Stopped => self.stopped(node),
         }
     }
 
@@ -714,7 +714,7 @@ impl World {
 
     fn tail(&mut self, node: usize, subscription: SubscriptionId, item: &ChangesItem) {
         let (at_us, id) = (self.now_us, self.nodes[node].id);
-        let tails = &mut self.history.tails;
+        let (tails, keyspaces) = (&mut self.history.tails, &self.history.keyspaces);
         let mut push = |what| {
             tails.push(TailItem { at_us, node: id, subscription: subscription.0, what });
         };
@@ -723,7 +723,7 @@ impl World {
                 for change in &changes.0 {
                     push(Tailed::Change {
                         sequence: change.sequence,
-                        keyspace: change.keyspace.0.clone(),
+                        keyspace: named(keyspaces, &change.keyspace.0),
                         key: change.key.0.clone(),
                         stamp: change.version.stamp.0,
                         payload: change.version.payload.0.clone(),
@@ -740,6 +740,16 @@ impl World {
             ChangesItem::Error(_) => {}
         }
     }
+}
+
+/// A keyspace's name: a node that has not learned it yet tells the id in hexadecimal.
+fn named(keyspaces: &BTreeMap<String, KeyspaceFacts>, told: &str) -> String {
+    if keyspaces.contains_key(told) {
+        return told.to_owned();
+    }
+    let id = u64::from_str_radix(told, 16).ok().map(KeyspaceId);
+    let known = keyspaces.iter().find(|(_, facts)| Some(facts.id) == id);
+    known.map_or(told, |(name, _)| name).to_owned()
 }
 
 fn describe(event: &Event) -> String {
