@@ -11,98 +11,20 @@
 //! Retention is the change log's own and removes whole segments.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use bytes::Bytes;
 use starling_clock::Stamp;
 
-use crate::event::{DecodeError, EventId, array};
-use crate::log::{Frame, LogKind, LogOptions, LogReader, LogSegment, Mark, RecordLog, Segment};
-use crate::wal::decode_change;
-use crate::{Change, Config, Disk, DiskFile, Error};
+use crate::change_ids::{Ids, IndexHead, IndexPlace, encode_index, index_path, read_index};
+use crate::event::{DecodeError, EventId};
+use crate::log::{Frame, LogKind, LogOptions, LogReader, LogSegment, Record, RecordLog, Segment};
+use crate::{Change, Config, Disk, DiskFile, Error, packed};
 
-const DIR: &str = "changes";
-/// The one kind of record. DO NOT CHANGE: it is on disk.
-const KIND_CHANGE: u8 = 1;
-pub(crate) const INDEX_MAGIC: [u8; 8] = *b"STARIDX\0";
-/// The version that this code writes, and the newest that it reads.
-pub(crate) const INDEX_VERSION: u32 = 1;
-/// Bytes of an index before its places.
-pub(crate) const INDEX_HEADER_SIZE: usize = 88;
-const ENTRY_SIZE: usize = 16;
-
-/// Field name, offset, size: the same table as FORMAT.md, for the test that compares them.
-#[cfg(test)]
-pub(crate) const INDEX_LAYOUT: [(&str, usize, usize); 11] = [
-    ("magic", 0, 8),
-    ("version", 8, 4),
-    ("head crc", 12, 4),
-    ("first", 16, 8),
-    ("next", 24, 8),
-    ("bytes", 32, 8),
-    ("sealed", 40, 8),
-    ("least", 48, 16),
-    ("greatest", 64, 16),
-    ("places", 80, 4),
-    ("ids crc", 84, 4),
-];
-
-/// The id of a change's event, and the change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct IdEntry {
-    pub(crate) hash: u64,
-    pub(crate) sequence: u64,
-}
-
-/// Inclusive bounds of stamps; wider than need be does no harm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct StampBounds {
-    pub(crate) least: Stamp,
-    pub(crate) greatest: Stamp,
-}
-
-impl StampBounds {
-    const NONE: Self = Self { least: Stamp::MAX, greatest: Stamp::ZERO };
-
-    fn take(&mut self, stamp: Stamp) {
-        self.least = self.least.min(stamp);
-        self.greatest = self.greatest.max(stamp);
-    }
-
-    fn contains(self, stamp: Stamp) -> bool {
-        self.least <= stamp && stamp <= self.greatest
-    }
-}
-
-/// What is known of the events of a segment.
-#[derive(Clone, Debug)]
-struct Ids {
-    entries: Vec<IdEntry>,
-    bounds: StampBounds,
-}
-
-impl Default for Ids {
-    fn default() -> Self {
-        Self { entries: Vec::new(), bounds: StampBounds::NONE }
-    }
-}
-
-impl Ids {
-    fn take(&mut self, id: EventId<'_>, sequence: u64) {
-        self.entries.push(IdEntry { hash: id.hash(), sequence });
-        self.bounds.take(id.stamp);
-    }
-}
-
-/// The head of an index, kept in memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct IndexHead {
-    pub(crate) first: u64,
-    pub(crate) next: u64,
-    pub(crate) bytes: u64,
-    pub(crate) sealed_ms: u64,
-    pub(crate) bounds: StampBounds,
-}
+pub(crate) const DIR: &str = "changes";
+/// A segment is ended when it has so many changes, however small they are: their ids are in memory.
+const SEGMENT_CHANGES_MAX: usize = 1 << 20;
+/// The buffer of `log_buffer_bytes_max` is written in about so many writes.
+pub(crate) const WRITES_PER_BUFFER: usize = 8;
 
 /// A segment that takes no more changes and whose index is still to be written.
 #[derive(Debug)]
@@ -116,107 +38,18 @@ pub(crate) struct ChangeLog<D: Disk> {
     disk: Arc<D>,
     log: RecordLog<D>,
     /// By first sequence.
-    sealed: BTreeMap<u64, IndexHead>,
+    sealed: BTreeMap<u64, (IndexHead, IndexPlace)>,
     unindexed: Option<Unindexed>,
-    /// Of the changes after the sealed segments.
-    open: Ids,
+    /// Of the changes after the sealed segments. Looking for one puts them in order.
+    open: Mutex<Ids>,
     /// When the newest segment was first seen with a change in it.
     opened_ms: Option<u64>,
     /// For readers that look for a stamp: the greatest one of each sealed segment.
     stamps: Arc<RwLock<BTreeMap<u64, Stamp>>>,
+    /// Fewer bytes wait for more, so that they are compressed together.
+    write_bytes_min: usize,
     bytes_max: u64,
     age_ms_max: u64,
-}
-
-fn index_path(first: u64) -> String {
-    format!("{DIR}/{first:020}.ids")
-}
-
-/// The whole index file. Sorts `ids`.
-pub(crate) fn encode_index(head: &IndexHead, marks: &[Mark], ids: &mut [IdEntry]) -> Vec<u8> {
-    ids.sort_unstable();
-    let mut out = Vec::with_capacity(INDEX_HEADER_SIZE + (marks.len() + ids.len()) * ENTRY_SIZE);
-    out.extend_from_slice(&INDEX_MAGIC);
-    out.extend_from_slice(&INDEX_VERSION.to_le_bytes());
-    out.extend_from_slice(&[0; 4]);
-    for number in [head.first, head.next, head.bytes, head.sealed_ms] {
-        out.extend_from_slice(&number.to_le_bytes());
-    }
-    out.extend_from_slice(&head.bounds.least.to_bytes());
-    out.extend_from_slice(&head.bounds.greatest.to_bytes());
-    let places = u32::try_from(marks.len()).expect("a segment has few places");
-    out.extend_from_slice(&places.to_le_bytes());
-    out.extend_from_slice(&[0; 4]);
-    for mark in marks {
-        out.extend_from_slice(&mark.number.to_le_bytes());
-        out.extend_from_slice(&mark.offset.to_le_bytes());
-    }
-    let ids_start = out.len();
-    for entry in ids {
-        out.extend_from_slice(&entry.hash.to_le_bytes());
-        out.extend_from_slice(&entry.sequence.to_le_bytes());
-    }
-    let ids_crc = crc32c::crc32c(&out[ids_start..]);
-    out[84..88].copy_from_slice(&ids_crc.to_le_bytes());
-    let head_crc = crc32c::crc32c(&out[16..ids_start]);
-    out[12..16].copy_from_slice(&head_crc.to_le_bytes());
-    out
-}
-
-/// The head and the places of an index, and where its ids are. `None` if it is not a good one.
-pub(crate) fn decode_index_head(bytes: &[u8]) -> Option<(IndexHead, Vec<Mark>, usize)> {
-    let header = bytes.get(..INDEX_HEADER_SIZE)?;
-    let number = |offset: usize| u64::from_le_bytes(array(header, offset));
-    let word = |offset: usize| u32::from_le_bytes(array(header, offset));
-    if header[..8] != INDEX_MAGIC || word(8) != INDEX_VERSION {
-        return None;
-    }
-    let ids_start = INDEX_HEADER_SIZE.checked_add((word(80) as usize).checked_mul(ENTRY_SIZE)?)?;
-    if crc32c::crc32c(bytes.get(16..ids_start)?) != word(12) {
-        return None;
-    }
-    let marks = bytes[INDEX_HEADER_SIZE..ids_start].chunks_exact(ENTRY_SIZE).map(|entry| Mark {
-        number: u64::from_le_bytes(array(entry, 0)),
-        offset: u64::from_le_bytes(array(entry, 8)),
-    });
-    let head = IndexHead {
-        first: number(16),
-        next: number(24),
-        bytes: number(32),
-        sealed_ms: number(40),
-        bounds: StampBounds {
-            least: Stamp::from_bytes(array(header, 48))?,
-            greatest: Stamp::from_bytes(array(header, 64))?,
-        },
-    };
-    Some((head, marks.collect(), ids_start))
-}
-
-/// The changes whose event may be the one with this hash. `None` if the index is not a good one.
-fn find_in_index(bytes: &[u8], hash: u64) -> Option<Vec<u64>> {
-    let (_, _, ids_start) = decode_index_head(bytes)?;
-    let (ids, rest) = bytes[ids_start..].as_chunks::<ENTRY_SIZE>();
-    if !rest.is_empty()
-        || crc32c::crc32c(&bytes[ids_start..]) != u32::from_le_bytes(array(bytes, 84))
-    {
-        return None;
-    }
-    let hash_at = |entry: &[u8; ENTRY_SIZE]| u64::from_le_bytes(array(entry, 0));
-    let from = ids.partition_point(|entry| hash_at(entry) < hash);
-    let found = ids[from..].iter().take_while(|entry| hash_at(entry) == hash);
-    Some(found.map(|entry| u64::from_le_bytes(array(entry, 8))).collect())
-}
-
-fn read_file<D: Disk>(disk: &D, path: &str) -> Result<Option<Vec<u8>>, Error> {
-    if !disk.exists(path).map_err(Error::io("look for", path))? {
-        return Ok(None);
-    }
-    let file = disk.open(path).map_err(Error::io("open", path))?;
-    let size = file.len().map_err(Error::io("read", path))?;
-    let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
-    let read = file.read_full_at(&mut bytes, 0).map_err(Error::io("read", path))?;
-    bytes.truncate(read);
-    Ok(Some(bytes))
 }
 
 impl<D: Disk> ChangeLog<D> {
@@ -235,16 +68,18 @@ impl<D: Disk> ChangeLog<D> {
         let mut sealed = BTreeMap::new();
         let mut collected: BTreeMap<u64, Ids> = BTreeMap::new();
         let known = |segment: &Segment<D::File>| {
-            let entry = read_index(&**disk, segment)?;
-            Ok(entry.map(|(head, entry)| {
-                sealed.insert(head.first, head);
-                entry
-            }))
+            let Some((head, place, marks)) = read_index(&**disk, segment)? else { return Ok(None) };
+            let entry = LogSegment { segment: segment.clone(), next: head.next, marks };
+            sealed.insert(head.first, (head, place));
+            Ok(Some(entry))
         };
         let visit = |first: u64, frame: &Frame| {
-            let change = decode(frame.number, &frame.payload);
-            let change = change.map_err(|_| Error::corrupt(DIR, 0, "record of the change log"))?;
-            collected.entry(first).or_default().take(change.event.id(), change.sequence);
+            let ids = collected.entry(first).or_insert_with(|| Ids::new(first));
+            for record in frame.records() {
+                let change = record.and_then(|record| decode(&record));
+                let change = change.map_err(|_| bad_record(DIR, 0))?;
+                ids.take(change.event.id(), change.sequence);
+            }
             Ok(())
         };
         let log = RecordLog::open(disk, options, known, visit)?;
@@ -253,30 +88,31 @@ impl<D: Disk> ChangeLog<D> {
             log,
             sealed,
             unindexed: None,
-            open: Ids::default(),
+            open: Mutex::default(),
             opened_ms: None,
             stamps: Arc::default(),
+            write_bytes_min: config.log_buffer_bytes_max / WRITES_PER_BUFFER,
             bytes_max: config.change_bytes_max,
             age_ms_max: config.change_age_ms_max,
         };
-        if let Some(active) = changes.log.active_first() {
-            changes.open = collected.remove(&active).unwrap_or_default();
-        }
+        let active = changes.log.active_first();
+        let open = active.and_then(|first| collected.remove(&first));
+        changes.open = Mutex::new(open.unwrap_or_else(|| Ids::new(changes.log.next())));
         for (first, ids) in collected {
-            let head = changes.head(first, 0, ids.bounds);
+            let head = changes.head(first, 0, &ids);
             changes.unindexed = Some(Unindexed { head, ids });
             changes.write_index()?;
         }
         changes.remove_orphans()?;
-        let stamps = changes.sealed.iter().map(|(first, head)| (*first, head.bounds.greatest));
+        let stamps = changes.sealed.iter().map(|(first, (head, _))| (*first, head.bounds.greatest));
         *write(&changes.stamps) = stamps.collect();
         Ok(changes)
     }
 
-    fn head(&self, first: u64, sealed_ms: u64, bounds: StampBounds) -> IndexHead {
+    fn head(&self, first: u64, sealed_ms: u64, ids: &Ids) -> IndexHead {
         let size = self.log.with_segment(first, |entry| (entry.next, entry.segment.len));
         let (next, bytes) = size.expect("the segment is there");
-        IndexHead { first, next, bytes, sealed_ms, bounds }
+        IndexHead { first, next, bytes, sealed_ms, bounds: ids.bounds }
     }
 
     /// Removes indexes whose segments are gone.
@@ -313,9 +149,9 @@ impl<D: Disk> ChangeLog<D> {
     }
 
     /// Takes the next change, as the write-ahead log encoded it. It is not to be seen yet.
-    pub(crate) fn stage(&mut self, id: EventId<'_>, payload: &[u8]) {
-        self.open.take(id, self.log.next());
-        self.log.stage(KIND_CHANGE, &[payload]);
+    pub(crate) fn stage(&mut self, id: EventId<'_>, change: &[u8]) {
+        unlocked(&mut self.open).take(id, self.log.next());
+        self.log.stage(&[change]);
     }
 
     /// The write-ahead log is synced: lets readers see what was taken.
@@ -323,11 +159,15 @@ impl<D: Disk> ChangeLog<D> {
         self.log.publish();
     }
 
-    /// Writes what is published; tells whether there was anything.
+    /// Writes what is published, if it is enough to be worth it; tells whether it did. Until then it is in memory, and
+    /// in the write-ahead log.
     ///
     /// # Errors
     /// [`Error::Full`], [`Error::Io`]: nothing changed. [`Error::WriteFailed`]: nothing is to be trusted.
     pub(crate) fn write_out(&mut self) -> Result<bool, Error> {
+        if self.log.pending_bytes() < self.write_bytes_min {
+            return Ok(false);
+        }
         self.log.write_out()
     }
 
@@ -344,31 +184,29 @@ impl<D: Disk> ChangeLog<D> {
         ChangeReader { log: self.log.reader(), stamps: Arc::clone(&self.stamps) }
     }
 
-    /// The change that this event was, if it was applied here and retention has not passed it. Costs a read of
-    /// each index whose bounds of stamps have it.
+    /// The change that this event was, if it was applied here and retention has not passed it. Costs a few small reads for
+    /// each segment whose bounds of stamps have it.
     ///
     /// # Errors
     /// [`Error::Corrupt`] or a failed read.
     pub(crate) fn find(&self, id: EventId<'_>) -> Result<Option<u64>, Error> {
         let hash = id.hash();
-        let open = [Some(&self.open), self.unindexed.as_ref().map(|unindexed| &unindexed.ids)];
-        for ids in open.into_iter().flatten().filter(|ids| ids.bounds.contains(id.stamp)) {
-            let candidates = ids.entries.iter().filter(|entry| entry.hash == hash);
-            // What is not published yet cannot be read; equal hashes have to do.
-            if let Some(entry) = candidates.into_iter().next() {
-                return Ok(Some(entry.sequence));
-            }
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut candidates = open.find(id.stamp, hash);
+        drop(open);
+        if let Some(unindexed) = &self.unindexed {
+            candidates.extend(unindexed.ids.clone().find(id.stamp, hash));
+        }
+        for (head, place) in self.sealed.values().filter(|(head, _)| head.bounds.contains(id.stamp))
+        {
+            candidates.extend(place.find(&*self.disk, head, hash)?);
         }
         let reader = self.reader();
-        for head in self.sealed.values().filter(|head| head.bounds.contains(id.stamp)) {
-            let path = index_path(head.first);
-            let bytes = read_file(&*self.disk, &path)?.unwrap_or_default();
-            let candidates = find_in_index(&bytes, hash);
-            for sequence in candidates.ok_or_else(|| Error::corrupt(&path, 0, "index"))? {
-                let change = reader.read(sequence, 1, 1)?.pop();
-                if change.is_some_and(|change| change.event.id() == id) {
-                    return Ok(Some(sequence));
-                }
+        let (_, end) = reader.range();
+        for sequence in candidates {
+            // What is not published yet cannot be read; equal hashes have to do.
+            if sequence >= end || reader.read(sequence, 1, 1)?.iter().any(|c| c.event.id() == id) {
+                return Ok(Some(sequence));
             }
         }
         Ok(None)
@@ -387,7 +225,8 @@ impl<D: Disk> ChangeLog<D> {
             let opened_ms = *self.opened_ms.get_or_insert(now_ms);
             // Eight segments at the least within the age, so that retention is not too coarse.
             let aged = opened_ms.saturating_add(self.age_ms_max / 8) < now_ms;
-            if aged || self.log.is_segment_full() {
+            let many = unlocked(&mut self.open).len() >= SEGMENT_CHANGES_MAX;
+            if aged || many || self.log.is_segment_full() {
                 self.seal(now_ms)?;
                 return Ok(true);
             }
@@ -397,14 +236,11 @@ impl<D: Disk> ChangeLog<D> {
 
     fn seal(&mut self, now_ms: u64) -> Result<(), Error> {
         let Some(first) = self.log.seal()? else { return Ok(()) };
-        let head = self.head(first, now_ms, self.open.bounds);
-        let mut ids = std::mem::take(&mut self.open);
+        let next = self.log.with_segment(first, |entry| entry.next).expect("just sealed");
         // What is taken and not yet published goes into the next segment.
-        let split = ids.entries.partition_point(|entry| entry.sequence < head.next);
-        self.open = Ids { entries: ids.entries.split_off(split), bounds: ids.bounds };
-        if self.open.entries.is_empty() {
-            self.open.bounds = StampBounds::NONE;
-        }
+        let rest = unlocked(&mut self.open).split_off(next);
+        let ids = std::mem::replace(unlocked(&mut self.open), rest);
+        let head = self.head(first, now_ms, &ids);
         write(&self.stamps).insert(first, head.bounds.greatest);
         self.unindexed = Some(Unindexed { head, ids });
         self.opened_ms = None;
@@ -416,7 +252,7 @@ impl<D: Disk> ChangeLog<D> {
         let first = unindexed.head.first;
         let marks = self.log.with_segment(first, |entry| entry.marks.clone());
         let marks = marks.expect("only indexed segments are removed");
-        let bytes = encode_index(&unindexed.head, &marks, &mut unindexed.ids.entries);
+        let bytes = encode_index(&unindexed.head, &marks, unindexed.ids.sorted());
         let path = index_path(first);
         if self.disk.exists(&path).map_err(Error::io("look for", &path))? {
             self.disk.remove(&path).map_err(Error::io("remove", &path))?;
@@ -426,14 +262,15 @@ impl<D: Disk> ChangeLog<D> {
         // An index that a crash damages is made again, so a failed sync says nothing about the log.
         file.sync().map_err(Error::io("sync", &path))?;
         if let Some(Unindexed { head, .. }) = self.unindexed.take() {
-            self.sealed.insert(first, head);
+            let place = IndexPlace::new(&head, marks.len());
+            self.sealed.insert(first, (head, place));
         }
         Ok(())
     }
 
     /// Removes the oldest segment if retention passed it.
     fn retain(&mut self, now_ms: u64) -> Result<bool, Error> {
-        let Some((first, head)) = self.sealed.first_key_value() else { return Ok(false) };
+        let Some((first, (head, _))) = self.sealed.first_key_value() else { return Ok(false) };
         // The newest segment stays: it knows the sequence to go on with.
         let newest = self.log.segments() < 2;
         let old = head.sealed_ms.saturating_add(self.age_ms_max) < now_ms;
@@ -451,27 +288,22 @@ impl<D: Disk> ChangeLog<D> {
     }
 }
 
-/// A segment with its index, as far as it is kept in memory.
-type Indexed<F> = (IndexHead, LogSegment<F>);
+fn unlocked<T>(mutex: &mut Mutex<T>) -> &mut T {
+    mutex.get_mut().unwrap_or_else(PoisonError::into_inner)
+}
 
-fn read_index<D: Disk>(
-    disk: &D,
-    segment: &Segment<D::File>,
-) -> Result<Option<Indexed<D::File>>, Error> {
-    let Some(bytes) = read_file(disk, &index_path(segment.first))? else { return Ok(None) };
-    let Some((head, marks, _)) = decode_index_head(&bytes) else { return Ok(None) };
-    let fits = head.first == segment.first && head.bytes == segment.len && !marks.is_empty();
-    let entry = LogSegment { segment: segment.clone(), next: head.next, marks };
-    Ok(fits.then_some((head, entry)))
+fn bad_record(file: &str, offset: u64) -> Error {
+    Error::corrupt(file, offset, "record of the change log")
 }
 
 fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn decode(sequence: u64, payload: &Bytes) -> Result<Change, DecodeError> {
-    let (provenance, previous, event) = decode_change(payload)?;
-    Ok(Change { sequence, event, provenance, previous })
+/// The change in a record of the change log.
+pub(crate) fn decode(record: &Record) -> Result<Change, DecodeError> {
+    let (provenance, previous, event) = packed::change(&record.payload)?;
+    Ok(Change { sequence: record.number, event, provenance, previous })
 }
 
 /// Reads the change log from any thread.
@@ -499,9 +331,8 @@ impl<F: DiskFile> ChangeReader<F> {
         limit: usize,
         bytes_max: usize,
     ) -> Result<Vec<Change>, Error> {
-        self.log.read(from, limit, bytes_max, |file, record| {
-            decode(record.number, &record.payload)
-                .map_err(|_| Error::corrupt(file, record.offset, "record of the change log"))
+        self.log.read(from, limit, bytes_max, |file, offset, record| {
+            decode(&record).map_err(|_| bad_record(file, offset))
         })
     }
 

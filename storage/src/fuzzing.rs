@@ -9,46 +9,49 @@
 
 use bytes::Bytes;
 
-use crate::changes;
+use crate::change_ids::{self, IndexHead};
 use crate::event::Event;
-use crate::log::{Frame, begin_frame, decode_frame, finish_frame, proves_durable};
+use crate::log::{FRAME_HEADER_SIZE, FrameHead, Record, decode_frame, encode_frame, find_proof};
 use crate::state::State;
 use crate::tree::inspect::{decode_stored, manifest_of_edits};
 use crate::tree::inspect::{internal_key_of, internal_key_parts};
-use crate::wal::{WalRecord, decode_change, decode_event, encode_event_header};
-use crate::{identity, small_file};
+use crate::wal::{WalRecord, encode_event};
+use crate::{SimDisk, identity, packed, small_file, varint};
 
 const SALT: u32 = 7;
 
-/// A payload in a good frame of any kind, in each of the logs.
+/// A record in a good frame, in each of the logs.
 pub fn log_record(data: &[u8]) {
-    let Some((&kind, payload)) = data.split_first() else { return };
+    let mut records = Vec::new();
+    varint::put_prefixed(&mut records, |out| out.extend_from_slice(data));
     let mut bytes = Vec::new();
-    let start = begin_frame(kind.max(1), 9, 5, &mut bytes);
-    bytes.extend_from_slice(payload);
-    finish_frame(SALT, start, &mut bytes);
+    let head = FrameHead { salt: SALT, number: 9, count: 1, durable: 5 };
+    encode_frame(head, &records, data.len() % 3 * 200, &mut bytes);
     let bytes = Bytes::from(bytes);
     let (frame, size) = decode_frame(SALT, &bytes).expect("just encoded");
     assert_eq!(size, bytes.len());
-    wal_record(&frame);
-    if let Ok((provenance, previous, event)) = decode_change(&frame.payload) {
-        let mut again = encode_event_header(0, provenance, previous)[8..].to_vec();
-        event.encode(&mut again);
-        assert_eq!(again, payload);
+    let record = frame.records().next().expect("one").expect("just encoded");
+    assert_eq!(record.payload, data);
+    wal_record(&record);
+    let mut again = Vec::new();
+    if let Ok((provenance, previous, event)) = packed::change(&record.payload) {
+        packed::put_change(provenance, previous, &event, &mut again);
+        assert_eq!(again, data);
     }
-    if let Ok(event) = decode_event(&frame.payload) {
-        let mut again = Vec::new();
-        event.encode(&mut again);
-        assert_eq!(again, payload);
+    again.clear();
+    if let Ok(event) = packed::event(&record.payload) {
+        packed::put_event(&event, &mut again);
+        assert_eq!(again, data);
     }
 }
 
-fn wal_record(frame: &Frame) {
-    if let Ok(WalRecord::Event { sequence, provenance, previous, event }) = WalRecord::decode(frame)
+fn wal_record(record: &Record) {
+    if let Ok(WalRecord::Event { sequence, provenance, previous, event, .. }) =
+        WalRecord::decode(record)
     {
-        let mut again = encode_event_header(sequence, provenance, previous).to_vec();
-        event.encode(&mut again);
-        assert_eq!(again, frame.payload);
+        let mut again = Vec::new();
+        encode_event(record.number, sequence, (provenance, previous, &event), &mut again);
+        assert_eq!(again, record.payload);
         event_in_tree(&event);
     }
 }
@@ -65,22 +68,18 @@ fn event_in_tree(event: &Event) {
 pub fn frame(data: &[u8]) {
     let mut bytes = data.to_vec();
     let _ = decode_frame(SALT, &Bytes::copy_from_slice(data));
-    let _ = proves_durable(SALT, 1, &Bytes::copy_from_slice(data));
-    if bytes.len() < 28 {
+    let _ = find_proof(1, data, 0);
+    if bytes.len() < FRAME_HEADER_SIZE {
         return;
     }
-    let length = u32::try_from(bytes.len() - 28).expect("fuzzers give small inputs");
+    let length = u32::try_from(bytes.len() - FRAME_HEADER_SIZE).expect("fuzzers give small inputs");
     bytes[4..8].copy_from_slice(&length.to_le_bytes());
     let crc = crc32c::crc32c_append(SALT, &bytes[4..]);
     bytes[..4].copy_from_slice(&crc.to_le_bytes());
     let bytes = Bytes::from(bytes);
     if let Ok((frame, size)) = decode_frame(SALT, &bytes) {
         assert_eq!(size, bytes.len());
-        let mut again = Vec::new();
-        let start = begin_frame(frame.kind, frame.number, frame.durable, &mut again);
-        again.extend_from_slice(&frame.payload);
-        finish_frame(SALT, start, &mut again);
-        assert_eq!(again, bytes);
+        assert!(frame.records().count() <= usize::from(frame.count) + 1);
     }
 }
 
@@ -112,21 +111,17 @@ pub fn identity(data: &[u8]) {
 
 /// A change index whose checksums are put right.
 pub fn change_index(data: &[u8]) {
-    let _ = changes::decode_index_head(data);
-    if data.len() < changes::INDEX_HEADER_SIZE {
-        return;
-    }
     let mut bytes = data.to_vec();
-    bytes[..8].copy_from_slice(&changes::INDEX_MAGIC);
-    bytes[8..12].copy_from_slice(&changes::INDEX_VERSION.to_le_bytes());
-    let places = u32::from_le_bytes(crate::event::array(&bytes, 80)) as usize;
-    let ids_start = changes::INDEX_HEADER_SIZE.saturating_add(places.saturating_mul(16));
-    if let Some(covered) = bytes.get(16..ids_start) {
-        let crc = crc32c::crc32c(covered);
-        bytes[12..16].copy_from_slice(&crc.to_le_bytes());
-    }
-    if let Some((_, marks, found)) = changes::decode_index_head(&bytes) {
-        assert_eq!((marks.len(), found), (places, ids_start));
+    change_ids::put_right(&mut bytes);
+    let disk = SimDisk::new(1);
+    for bytes in [data, &bytes] {
+        let path = change_ids::index_path(1);
+        disk.replace(&path, bytes);
+        let Ok(Some((head, place, marks))) = change_ids::read_head(&disk, &path) else { continue };
+        assert!(marks.len() * 16 < bytes.len());
+        let head = IndexHead { first: 1, ..head };
+        let _ = place.each(&disk, &head, |_, change| assert!(change > 0));
+        let _ = place.find(&disk, &head, u64::from(bytes[0]) << 56);
     }
 }
 

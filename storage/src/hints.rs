@@ -15,12 +15,9 @@ use starling_clock::NodeId;
 
 use crate::log::{FRAME_HEADER_SIZE, LogKind, LogOptions, RecordLog};
 use crate::state::HintMark;
-use crate::wal::decode_event;
-use crate::{Config, Disk, Error, Event, log::write_failed};
+use crate::{Config, Disk, Error, Event, changes::WRITES_PER_BUFFER, log::write_failed, packed};
 
 const DIR: &str = "hints";
-/// The one kind of record. DO NOT CHANGE: it is on disk.
-const KIND_HINT: u8 = 1;
 
 /// Hints for one node.
 struct Target<D: Disk> {
@@ -35,6 +32,8 @@ pub(crate) struct Hints<D: Disk> {
     targets: BTreeMap<NodeId, Target<D>>,
     salt: u32,
     segment_bytes_max: u64,
+    /// Fewer bytes for one target wait for more, so that they are compressed together.
+    write_bytes_min: usize,
     bytes_max: u64,
 }
 
@@ -57,6 +56,7 @@ impl<D: Disk> Hints<D> {
             targets: BTreeMap::new(),
             salt: config.log_salt,
             segment_bytes_max: config.hint_segment_bytes_max,
+            write_bytes_min: config.log_buffer_bytes_max / WRITES_PER_BUFFER,
             bytes_max: config.hint_bytes_max,
         };
         let names = disk.list(DIR).map_err(Error::io("list", DIR))?;
@@ -128,7 +128,7 @@ impl<D: Disk> Hints<D> {
     /// Takes an encoded event for `target`, which was prepared. It is not to be seen yet.
     pub(crate) fn stage(&mut self, target: NodeId, payload: &[u8]) {
         let target = self.targets.get_mut(&target).expect("it was prepared");
-        target.log.stage(KIND_HINT, &[payload]);
+        target.log.stage(&[payload]);
     }
 
     /// Takes a hint that the write-ahead log has, if it is not here already.
@@ -176,14 +176,18 @@ impl<D: Disk> Hints<D> {
         }
     }
 
-    /// Writes what is published; tells whether there was anything.
+    /// Writes what is published, of targets where it is enough to be worth it, or of all if all wait for too much;
+    /// tells whether it did.
     ///
     /// # Errors
     /// [`Error::Full`], [`Error::Io`]: nothing is lost. [`Error::WriteFailed`]: nothing is to be trusted.
     pub(crate) fn write_out(&mut self) -> Result<bool, Error> {
         let mut did = false;
+        let many = self.pending_bytes() > WRITES_PER_BUFFER * self.write_bytes_min;
         for target in self.targets.values_mut() {
-            did |= target.log.write_out()?;
+            if many || target.log.pending_bytes() >= self.write_bytes_min {
+                did |= target.log.write_out()?;
+            }
         }
         Ok(did)
     }
@@ -228,9 +232,9 @@ impl<D: Disk> Hints<D> {
         let Some(target) = self.targets.get(&target) else { return Ok(Vec::new()) };
         let reader = target.log.reader();
         let from = after.max(target.done).saturating_add(1).max(reader.range().0);
-        reader.read(from, usize::MAX, bytes_max, |file, record| {
-            let event = decode_event(&record.payload);
-            let event = event.map_err(|_| Error::corrupt(file, record.offset, "hint"))?;
+        reader.read(from, usize::MAX, bytes_max, |file, offset, record| {
+            let event = packed::event(&record.payload);
+            let event = event.map_err(|_| Error::corrupt(file, offset, "hint"))?;
             Ok((record.number, event))
         })
     }

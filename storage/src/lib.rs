@@ -7,6 +7,7 @@
 //! - Every file goes through [`Disk`], so that a simulator can lose, tear, damage and fill it.
 //! - Every file kind is described byte by byte in `FORMAT.md`, under test.
 
+mod change_ids;
 mod changes;
 mod config;
 mod disk;
@@ -23,10 +24,12 @@ mod identity;
 mod log;
 mod lsn;
 pub mod offline;
+mod packed;
 mod small_file;
 mod state;
 mod tree;
 mod types;
+mod varint;
 mod view;
 mod wal;
 

@@ -64,6 +64,8 @@ fn files(disk: &SimDisk) -> Vec<String> {
         files.extend(names.map(|name| if dir.is_empty() { name } else { format!("{dir}/{name}") }));
     }
     files.retain(|file| disk.contents(file).is_some_and(|bytes| !bytes.is_empty()));
+    // What is in a spare file is of no meaning, and nobody looks at it.
+    files.retain(|file| !file.ends_with("/spare"));
     files
 }
 

@@ -107,6 +107,8 @@ impl<D: Disk> Storage<D> {
                 Ok(true) => return Ok(Progress::Did),
                 Ok(false) => {}
                 Err(error @ (Error::WriteFailed { .. } | Error::Poisoned)) => return Err(error),
+                // What the log keeps to use again is of more use to whoever has no room.
+                Err(Error::Full { .. }) if self.wal.remove_spare()? => return Ok(Progress::Did),
                 Err(error) => failed = failed.or(Some(error)),
             }
         }

@@ -16,7 +16,6 @@ use starling_clock::{NodeId, Stamp};
 use super::{Logged, Storage};
 use crate::tree::{Limits, TreeView};
 use crate::types::{META_COUNT_MAX, META_NAME_SIZE_MAX, META_VALUE_SIZE_MAX};
-use crate::wal::{CHANGE_PART, WAL_HINT_HEADER_SIZE, encode_event_header};
 use crate::{
     Disk, Error, Event, EventId, HistoryRetention, KEY_SIZE_MAX, Mode, Order, Outcome, Provenance,
     Write,
@@ -147,8 +146,7 @@ impl<D: Disk> Storage<D> {
                         outcome => outcome,
                     };
                     if let Outcome::Applied { previous, .. } = outcome {
-                        let header = encode_event_header(sequence, *provenance, previous);
-                        let payload = self.wal.push_event(header, event);
+                        let payload = self.wal.push_event(sequence, *provenance, previous, event);
                         self.logged.push(Logged::Event { index, payload });
                         sequence += 1;
                         batch.insert(event.id());
@@ -231,9 +229,10 @@ impl<D: Disk> Storage<D> {
         let newer =
             view.versions(event.partition, event.keyspace, &event.key, range, order, limits)?;
         let replaced_ms = newer.events.first().map(|newer| newer.stamp.time.physical_ms());
-        let is_old = retention.age_ms_max.zip(replaced_ms).is_some_and(|(age_ms, replaced_ms)| {
-            replaced_ms.saturating_add(age_ms) < now_ms
-        });
+        let is_old = retention
+            .age_ms_max
+            .zip(replaced_ms)
+            .is_some_and(|(age_ms, replaced_ms)| replaced_ms.saturating_add(age_ms) < now_ms);
         Ok(is_old || versions_max.is_some_and(|most| most <= newer.events.len()))
     }
 
@@ -244,14 +243,12 @@ impl<D: Disk> Storage<D> {
                 Logged::Event { index, payload } => {
                     if let Write::Apply { event, .. } = &writes[*index] {
                         self.tree.insert(event);
-                        let payload = payload.start + CHANGE_PART..payload.end;
-                        self.changes.stage(event.id(), self.wal.buffered(payload));
+                        self.changes.stage(event.id(), self.wal.buffered(payload.clone()));
                     }
                 }
                 Logged::Hint { index, payload } => {
                     if let Write::Hint { target, .. } = &writes[*index] {
-                        let payload = payload.start + WAL_HINT_HEADER_SIZE..payload.end;
-                        self.hints.stage(*target, self.wal.buffered(payload));
+                        self.hints.stage(*target, self.wal.buffered(payload.clone()));
                     }
                 }
             }

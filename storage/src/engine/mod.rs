@@ -103,7 +103,6 @@ impl<D: Disk> Storage<D> {
             memtable_bytes_max: config.memtable_bytes_max,
             last_change: None,
             greatest: Stamp::ZERO,
-            scratch: Vec::new(),
         };
         let wal = Wal::open(&disk, WAL_DIR, config.log_salt, !known, |lsn, sealed, record| {
             recovery.take(lsn, sealed, record)

@@ -14,7 +14,7 @@ use crate::changes::ChangeLog;
 use crate::hints::Hints;
 use crate::state::State;
 use crate::tree::Tree;
-use crate::wal::{CHANGE_PART, WalRecord, encode_event_header};
+use crate::wal::WalRecord;
 use crate::{Disk, Error, Lsn};
 
 /// What is put together while the write-ahead log is read.
@@ -28,14 +28,13 @@ pub(super) struct Recovery<D: Disk> {
     pub(super) last_change: Option<u64>,
     /// The greatest stamp in the log's events.
     pub(super) greatest: Stamp,
-    pub(super) scratch: Vec<u8>,
 }
 
 impl<D: Disk> Recovery<D> {
     /// One record of the write-ahead log; `sealed` if it is known to be on disk.
     pub(super) fn take(&mut self, lsn: Lsn, sealed: bool, record: WalRecord) -> Result<(), Error> {
         match record {
-            WalRecord::Event { sequence, provenance, previous, event } => {
+            WalRecord::Event { sequence, event, change, .. } => {
                 self.greatest = self.greatest.max(event.stamp);
                 if self.tree.flushed() < lsn {
                     self.tree.insert(&event);
@@ -47,19 +46,13 @@ impl<D: Disk> Recovery<D> {
                     return Err(Error::corrupt("changes", 0, "changes are missing"));
                 }
                 if self.changes.next() == sequence {
-                    self.scratch.clear();
-                    let header = encode_event_header(sequence, provenance, previous);
-                    self.scratch.extend_from_slice(&header[CHANGE_PART..]);
-                    event.encode(&mut self.scratch);
-                    self.changes.stage(event.id(), &self.scratch);
+                    self.changes.stage(event.id(), &change);
                 }
                 self.last_change = Some(sequence);
             }
             WalRecord::Hint { .. } if mutation::is(Mutation::LoseHints) => {}
-            WalRecord::Hint { target, sequence, event } => {
-                self.scratch.clear();
-                event.encode(&mut self.scratch);
-                self.hints.recover(target, sequence, &self.scratch)?;
+            WalRecord::Hint { target, sequence, hint, .. } => {
+                self.hints.recover(target, sequence, &hint)?;
             }
             WalRecord::HintsDone { target, up_to } => self.hints.consume(target, up_to),
             WalRecord::Meta { name, value } => {

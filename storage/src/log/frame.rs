@@ -1,12 +1,13 @@
-//! The frame: one numbered, checksummed record of a log. See FORMAT.md, "Frame".
+//! The frame: a checksummed batch of numbered records of a log. See FORMAT.md, "Frame".
 //!
 //! Invariants:
 //!
-//! - Nothing of a frame is believed before its checksum has been checked; its length is bounded before it is used.
-//! - The checksum starts from the salt of the segment, which no client knows: bytes that a client chose are
-//!   never taken for a frame, wherever in a segment a reader starts.
+//! - Nothing of a frame is believed before its checksum has been checked; its lengths are bounded before they are used.
+//! - The checksum starts from the salt of the segment, which no client knows: bytes that a client chose, and bytes
+//!   that an earlier use of the file left, are never taken for a frame.
 //! - `durable` tells what was on disk when the frame was written. It is how a reader tells a torn tail, which was
 //!   never promised to anyone, from damage.
+//! - Records are compressed together, if that makes them smaller.
 //!
 //! This file does no IO.
 
@@ -14,62 +15,196 @@ use bytes::Bytes;
 use starling_clock::mutation::{self, Mutation};
 
 use crate::event::{DecodeError, EVENT_SIZE_LIMIT, array};
+use crate::varint;
 
 /// Bytes before the payload.
-pub(crate) const FRAME_HEADER_SIZE: usize = 28;
-/// Larger payloads are never written and are damage on read.
-pub(crate) const FRAME_PAYLOAD_SIZE_MAX: usize = EVENT_SIZE_LIMIT + 64;
+pub(crate) const FRAME_HEADER_SIZE: usize = 24;
+/// A frame is ended once its records have so many bytes.
+pub(crate) const FRAME_RECORDS_TARGET: usize = 32 << 10;
+/// More bytes of records are never written and are damage on read.
+pub(crate) const FRAME_RECORDS_SIZE_MAX: usize = 4 * FRAME_RECORDS_TARGET + EVENT_SIZE_LIMIT;
+/// Bytes before the compressed records: how long they are without.
+const RAW_LENGTH_SIZE: usize = 4;
 
-const _: () = assert!(FRAME_PAYLOAD_SIZE_MAX <= u32::MAX as usize);
+const _: () = assert!(FRAME_RECORDS_SIZE_MAX < (u32::MAX / 2) as usize);
+
+/// What is done with the records. DO NOT CHANGE or reuse a number: they are on disk.
+const COMPRESSION_NONE: u8 = 1;
+const COMPRESSION_LZ4: u8 = 2;
 
 /// Field name, offset, size: the same table as FORMAT.md, for the test that compares them.
 #[cfg(test)]
-pub(crate) const FRAME_LAYOUT: [(&str, usize, usize); 6] = [
+pub(crate) const FRAME_LAYOUT: [(&str, usize, usize); 7] = [
     ("crc", 0, 4),
     ("length", 4, 4),
-    ("kind", 8, 1),
-    ("zero", 9, 3),
-    ("number", 12, 8),
-    ("durable", 20, 8),
+    ("number", 8, 8),
+    ("lag", 16, 4),
+    ("records", 20, 2),
+    ("compression", 22, 1),
+    ("zero", 23, 1),
 ];
 
-/// One record of a log.
+/// A batch of records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
-    /// What the payload is; each log has kinds of its own. Never 0.
-    pub(crate) kind: u8,
-    /// Counts the records of the log.
+    /// The first record's number; they follow each other.
     pub(crate) number: u64,
-    /// Records below this number were on disk when this one was written.
+    /// How many there are, at least one.
+    pub(crate) count: u16,
+    /// Records below this number were on disk when this frame was written.
     pub(crate) durable: u64,
-    /// The record.
+    /// The records, each with its length before it.
+    pub(crate) records: Bytes,
+}
+
+/// One record of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) number: u64,
     pub(crate) payload: Bytes,
 }
 
-/// Begins a frame at the end of `out` and tells where; the payload is appended next, then [`finish_frame`].
-pub(crate) fn begin_frame(kind: u8, number: u64, durable: u64, out: &mut Vec<u8>) -> usize {
-    assert!(kind != 0, "zeroed space must never look like a frame");
-    assert!(durable <= number);
-    let start = out.len();
-    out.extend_from_slice(&[0; 8]);
-    out.extend_from_slice(&[kind, 0, 0, 0]);
-    out.extend_from_slice(&number.to_le_bytes());
-    out.extend_from_slice(&durable.to_le_bytes());
-    assert_eq!(out.len() - start, FRAME_HEADER_SIZE);
-    start
+impl Frame {
+    /// The number after the last record's.
+    pub(crate) fn next(&self) -> u64 {
+        self.number + u64::from(self.count)
+    }
+
+    /// The records. They share the frame's buffer.
+    ///
+    /// # Errors
+    /// [`DecodeError::Corrupt`] if they are not what the header says: whoever wrote them was wrong.
+    pub(crate) fn records(&self) -> Records<'_> {
+        Records { frame: self, offset: 0, number: self.number }
+    }
 }
 
-/// Ends the frame that began at `start`: everything after its header is its payload.
+/// Walks the records of a frame.
+pub(crate) struct Records<'a> {
+    frame: &'a Frame,
+    offset: usize,
+    number: u64,
+}
+
+impl Iterator for Records<'_> {
+    type Item = Result<Record, DecodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let bytes = &self.frame.records;
+        let ended = self.number == self.frame.next();
+        if ended && self.offset == bytes.len() {
+            return None;
+        }
+        let Ok((start, end)) = record_span(bytes, self.offset)
+            .map_err(drop)
+            .and_then(|span| if ended || bytes.len() < span.1 { Err(()) } else { Ok(span) })
+        else {
+            (self.offset, self.number) = (bytes.len(), self.frame.next());
+            return Some(Err(DecodeError::Corrupt("records of the frame")));
+        };
+        let number = self.number;
+        (self.offset, self.number) = (end, number + 1);
+        Some(Ok(Record { number, payload: bytes.slice(start..end) }))
+    }
+}
+
+/// Where the record whose length stands at `offset` starts and ends.
+pub(crate) fn record_span(records: &[u8], offset: usize) -> Result<(usize, usize), DecodeError> {
+    let (length, size) = varint::get(records.get(offset..).ok_or(DecodeError::Short)?)?;
+    let length = usize::try_from(length).map_err(|_| DecodeError::Corrupt("record length"))?;
+    let start = offset + size;
+    Ok((start, start.saturating_add(length)))
+}
+
+/// Which frames a [`FrameWriter`] writes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FrameHead {
+    pub(crate) salt: u32,
+    /// The first record's number.
+    pub(crate) number: u64,
+    /// How many records.
+    pub(crate) count: u64,
+    /// Records below this are on disk.
+    pub(crate) durable: u64,
+}
+
+/// Appends the frame of `records`, each of which has its length before it. They are compressed if they have at least
+/// `compress_from` bytes and get smaller.
 ///
 /// # Panics
-/// If the payload is over [`FRAME_PAYLOAD_SIZE_MAX`]: input is checked where it comes in.
-pub(crate) fn finish_frame(salt: u32, start: usize, out: &mut [u8]) {
-    let length = out.len() - start - FRAME_HEADER_SIZE;
-    assert!(length <= FRAME_PAYLOAD_SIZE_MAX);
-    let length = u32::try_from(length).expect("bounded by FRAME_PAYLOAD_SIZE_MAX");
-    out[start + 4..start + 8].copy_from_slice(&length.to_le_bytes());
-    let crc = crc32c::crc32c_append(salt, &out[start + 4..]);
+/// If there are no records or too many: input is checked where it comes in.
+pub(crate) fn encode_frame(
+    head: FrameHead,
+    records: &[u8],
+    compress_from: usize,
+    out: &mut Vec<u8>,
+) {
+    assert!(head.durable <= head.number);
+    assert!(records.len() <= FRAME_RECORDS_SIZE_MAX);
+    let count = u16::try_from(head.count).expect("a frame is ended long before");
+    assert!(count > 0);
+    let start = out.len();
+    out.extend_from_slice(&[0; FRAME_HEADER_SIZE]);
+    let payload = start + FRAME_HEADER_SIZE;
+    let compressed = compress_from <= records.len() && compress(records, out);
+    if !compressed {
+        out.truncate(payload);
+        out.extend_from_slice(records);
+    }
+    let length = u32::try_from(out.len() - payload).expect("bounded by FRAME_RECORDS_SIZE_MAX");
+    // A lag that does not fit says that nothing is known.
+    let lag = u32::try_from(head.number - head.durable).unwrap_or(u32::MAX);
+    let header = &mut out[start..payload];
+    header[4..8].copy_from_slice(&length.to_le_bytes());
+    header[8..16].copy_from_slice(&head.number.to_le_bytes());
+    header[16..20].copy_from_slice(&lag.to_le_bytes());
+    header[20..22].copy_from_slice(&count.to_le_bytes());
+    header[22] = if compressed { COMPRESSION_LZ4 } else { COMPRESSION_NONE };
+    let crc = crc32c::crc32c_append(head.salt, &out[start + 4..]);
     out[start..start + 4].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Appends the length of `records` and what lz4 makes of them; `false` if that saves less than an eighth.
+fn compress(records: &[u8], out: &mut Vec<u8>) -> bool {
+    let raw = u32::try_from(records.len()).expect("bounded by FRAME_RECORDS_SIZE_MAX");
+    out.extend_from_slice(&raw.to_le_bytes());
+    let start = out.len();
+    out.resize(start + lz4_flex::block::get_maximum_output_size(records.len()), 0);
+    let size = lz4_flex::block::compress_into(records, &mut out[start..]);
+    let size = size.expect("there is room for the worst case");
+    out.truncate(start + size);
+    size + records.len() / 8 <= records.len()
+}
+
+/// What a header says, before the checksum is checked.
+pub(super) struct Header {
+    pub(super) length: usize,
+    pub(super) number: u64,
+    lag: u32,
+    count: u16,
+    compression: u8,
+}
+
+pub(super) fn decode_header(bytes: &[u8]) -> Result<Header, DecodeError> {
+    let header = bytes.first_chunk::<FRAME_HEADER_SIZE>().ok_or(DecodeError::Short)?;
+    let header = Header {
+        length: u32::from_le_bytes(array(header, 4)) as usize,
+        number: u64::from_le_bytes(array(header, 8)),
+        lag: u32::from_le_bytes(array(header, 16)),
+        count: u16::from_le_bytes(array(header, 20)),
+        compression: match header[22..] {
+            [compression @ (COMPRESSION_NONE | COMPRESSION_LZ4), 0] => compression,
+            _ => return Err(DecodeError::Corrupt("frame header")),
+        },
+    };
+    let fits = header.lag == u32::MAX || u64::from(header.lag) <= header.number;
+    if header.count == 0 || !fits || header.number.checked_add(u64::from(header.count)).is_none() {
+        return Err(DecodeError::Corrupt("frame header"));
+    }
+    if header.length > FRAME_RECORDS_SIZE_MAX {
+        return Err(DecodeError::Corrupt("frame length"));
+    }
+    Ok(header)
 }
 
 /// How many bytes the frame at the start of `bytes` has, header and payload, if its header is to be believed.
@@ -77,44 +212,54 @@ pub(crate) fn finish_frame(salt: u32, start: usize, out: &mut [u8]) {
 /// # Errors
 /// [`DecodeError::Short`] if the header is not all there, [`DecodeError::Corrupt`] if it cannot be one.
 pub(crate) fn frame_size(bytes: &[u8]) -> Result<usize, DecodeError> {
-    let header = bytes.first_chunk::<FRAME_HEADER_SIZE>().ok_or(DecodeError::Short)?;
-    let length = u32::from_le_bytes(array(header, 4)) as usize;
-    if length > FRAME_PAYLOAD_SIZE_MAX {
-        return Err(DecodeError::Corrupt("frame length"));
-    }
-    Ok(FRAME_HEADER_SIZE + length)
+    Ok(FRAME_HEADER_SIZE + decode_header(bytes)?.length)
 }
 
-/// Reads the frame at the start of `bytes` and tells how many bytes it took. The payload shares the buffer.
+/// Reads the frame at the start of `bytes` and tells how many bytes it took. Records that are not compressed share
+/// the buffer.
 ///
 /// # Errors
 /// [`DecodeError::Short`] if more bytes might complete it, [`DecodeError::Corrupt`] if no more bytes can.
 pub(crate) fn decode_frame(salt: u32, bytes: &Bytes) -> Result<(Frame, usize), DecodeError> {
-    let size = frame_size(bytes)?;
+    let header = decode_header(bytes)?;
+    let size = FRAME_HEADER_SIZE + header.length;
     let all = bytes.get(..size).ok_or(DecodeError::Short)?;
     if crc32c::crc32c_append(salt, &all[4..]) != u32::from_le_bytes(array(all, 0))
         && !mutation::is(Mutation::ServeUnchecked)
     {
         return Err(DecodeError::Corrupt("frame checksum"));
     }
-    let (kind, number, durable) =
-        (all[8], u64::from_le_bytes(array(all, 12)), u64::from_le_bytes(array(all, 20)));
-    if kind == 0 || all[9..12] != [0; 3] || durable > number {
-        return Err(DecodeError::Corrupt("frame header"));
-    }
-    Ok((Frame { kind, number, durable, payload: bytes.slice(FRAME_HEADER_SIZE..size) }, size))
+    let records = match header.compression {
+        COMPRESSION_LZ4 => decompress(&all[FRAME_HEADER_SIZE..])?,
+        _ => bytes.slice(FRAME_HEADER_SIZE..size),
+    };
+    let durable = if header.lag == u32::MAX { 0 } else { header.number - u64::from(header.lag) };
+    Ok((Frame { number: header.number, count: header.count, durable, records }, size))
 }
 
-/// Whether, anywhere in `bytes`, there is a whole frame which tells that record `number` was on disk.
-pub(crate) fn proves_durable(salt: u32, number: u64, bytes: &Bytes) -> bool {
-    (0..bytes.len().saturating_sub(FRAME_HEADER_SIZE)).any(|at| {
-        let header = &bytes[at..at + FRAME_HEADER_SIZE];
-        // Cheap tests first: this runs at every byte of a torn tail.
-        header[8] != 0
-            && header[9..12] == [0; 3]
-            && u64::from_le_bytes(array(header, 20)) > number
-            && u64::from_le_bytes(array(header, 12)) > number
-            && decode_frame(salt, &bytes.slice(at..)).is_ok()
+fn decompress(payload: &[u8]) -> Result<Bytes, DecodeError> {
+    let (raw, compressed) = payload
+        .split_first_chunk::<RAW_LENGTH_SIZE>()
+        .ok_or(DecodeError::Corrupt("frame length"))?;
+    let raw = u32::from_le_bytes(*raw) as usize;
+    if raw > FRAME_RECORDS_SIZE_MAX {
+        return Err(DecodeError::Corrupt("frame length"));
+    }
+    let mut records = vec![0; raw];
+    match lz4_flex::block::decompress_into(compressed, &mut records) {
+        Ok(size) if size == raw => Ok(Bytes::from(records)),
+        _ => Err(DecodeError::Corrupt("compressed records")),
+    }
+}
+
+/// Where, in `bytes`, a frame may begin which tells that record `number` was on disk, from `from` on. Cheap: it runs at
+/// every byte of a tail, and what it finds is to be checked.
+pub(crate) fn find_proof(number: u64, bytes: &[u8], from: usize) -> Option<usize> {
+    (from..bytes.len().saturating_sub(FRAME_HEADER_SIZE - 1)).find(|&at| {
+        bytes[at + 22] != 0
+            && decode_header(&bytes[at..]).is_ok_and(|header| {
+                header.lag != u32::MAX && header.number - u64::from(header.lag) > number
+            })
     })
 }
 
@@ -123,24 +268,58 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn encoded(salt: u32, kind: u8, number: u64, durable: u64, payload: &[u8]) -> Vec<u8> {
+    fn batch(records: &[Vec<u8>]) -> Vec<u8> {
         let mut out = Vec::new();
-        let start = begin_frame(kind, number, durable, &mut out);
-        out.extend_from_slice(payload);
-        finish_frame(salt, start, &mut out);
+        for record in records {
+            varint::put(record.len() as u64, &mut out);
+            out.extend_from_slice(record);
+        }
         out
+    }
+
+    fn encoded(
+        salt: u32,
+        number: u64,
+        durable: u64,
+        records: &[Vec<u8>],
+        compress_from: usize,
+    ) -> Vec<u8> {
+        let mut out = Vec::new();
+        let head = FrameHead { salt, number, count: records.len() as u64, durable };
+        encode_frame(head, &batch(records), compress_from, &mut out);
+        out
+    }
+
+    fn read(frame: &Frame) -> Vec<Vec<u8>> {
+        let records: Result<Vec<_>, _> = frame.records().collect();
+        let records = records.unwrap();
+        for (index, record) in records.iter().enumerate() {
+            assert_eq!(record.number, frame.number + index as u64);
+        }
+        records.into_iter().map(|record| record.payload.to_vec()).collect()
+    }
+
+    fn any_records() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        // Some of them compress.
+        let record = (any::<u8>(), prop::collection::vec(any::<u8>(), 0..40), 0..200_usize);
+        let record = record.prop_map(|(byte, head, repeated)| {
+            head.into_iter().chain(std::iter::repeat_n(byte, repeated)).collect()
+        });
+        prop::collection::vec(record, 1..12)
     }
 
     proptest! {
         #[test]
         fn roundtrips_and_every_cut_is_short(
-            salt: u32, kind in 1..=255u8, number: u64, payload in prop::collection::vec(any::<u8>(), 0..200),
+            salt: u32, number in 0..u64::MAX / 2, compress_from in 0..600_usize, records in any_records(),
         ) {
-            let bytes = Bytes::from(encoded(salt, kind, number, number / 2, &payload));
+            let bytes = Bytes::from(encoded(salt, number, number / 2, &records, compress_from));
             let (frame, size) = decode_frame(salt, &bytes).unwrap();
             prop_assert_eq!(size, bytes.len());
-            prop_assert_eq!((frame.kind, frame.number, frame.durable), (kind, number, number / 2));
-            prop_assert_eq!(&frame.payload[..], &payload[..]);
+            prop_assert_eq!((frame.number, frame.next()), (number, number + records.len() as u64));
+            let known = number - number / 2 < u64::from(u32::MAX);
+            prop_assert_eq!(frame.durable, if known { number / 2 } else { 0 });
+            prop_assert_eq!(read(&frame), records);
             for cut in 0..bytes.len() {
                 prop_assert_eq!(decode_frame(salt, &bytes.slice(..cut)), Err(DecodeError::Short));
             }
@@ -148,8 +327,8 @@ mod tests {
         }
 
         #[test]
-        fn every_flip_is_noticed(payload in prop::collection::vec(any::<u8>(), 0..64), at: prop::sample::Index, bit in 0..8u32) {
-            let mut bytes = encoded(5, 1, 9, 3, &payload);
+        fn every_flip_is_noticed(records in any_records(), at: prop::sample::Index, bit in 0..8u32) {
+            let mut bytes = encoded(5, 9, 3, &records, 100);
             let at = at.index(bytes.len());
             bytes[at] ^= 1 << bit;
             prop_assert!(decode_frame(5, &Bytes::from(bytes)).is_err());
@@ -157,20 +336,53 @@ mod tests {
 
         #[test]
         fn any_bytes_are_decoded_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
-            let bytes = Bytes::from(bytes);
-            prop_assert!(decode_frame(0, &bytes).is_err());
-            prop_assert!(!proves_durable(0, 0, &bytes));
+            let frame = Frame { number: 7, count: 3, durable: 0, records: Bytes::from(bytes.clone()) };
+            prop_assert!(frame.records().count() <= 4, "it ends");
+            prop_assert!(decompress(&bytes).is_ok_and(|records| records.len() < 30_000) || decompress(&bytes).is_err());
+            prop_assert!(decode_frame(0, &Bytes::from(bytes)).is_err());
+        }
+    }
+
+    #[test]
+    fn what_compresses_is_compressed_and_what_does_not_is_not() {
+        let same = vec![vec![7; 1000]; 20];
+        assert!(encoded(1, 1, 1, &same, 0).len() < 500);
+        assert!(encoded(1, 1, 1, &same, 1 << 20).len() > 20_000);
+        let noise: Vec<u8> =
+            (0..1000_u32).flat_map(|n| crc32c::crc32c(&n.to_le_bytes()).to_le_bytes()).collect();
+        let bytes = encoded(1, 1, 1, std::slice::from_ref(&noise), 0);
+        assert_eq!(bytes.len(), FRAME_HEADER_SIZE + 2 + noise.len());
+    }
+
+    #[test]
+    fn a_frame_whose_records_are_not_what_its_header_says_is_refused() {
+        let records = batch(&[vec![1; 3], vec![2; 3]]);
+        for (count, cut) in [(1, 8), (3, 8), (2, 7), (2, 5), (2, 4)] {
+            let frame = Frame {
+                number: 1,
+                count,
+                durable: 0,
+                records: Bytes::copy_from_slice(&records[..cut]),
+            };
+            assert!(
+                frame.records().any(|record| record.is_err()),
+                "{count} records in {cut} bytes"
+            );
         }
     }
 
     #[test]
     fn a_later_frame_proves_an_earlier_record_durable() {
         let mut bytes = vec![0xff; 77];
-        bytes.extend_from_slice(&encoded(5, 1, 12, 11, b"payload"));
-        bytes.extend_from_slice(&[0; 9]);
+        bytes.extend_from_slice(&encoded(5, 12, 11, &[vec![1; 9]], 100));
+        bytes.extend_from_slice(&[0; 90]);
         let bytes = Bytes::from(bytes);
-        assert!(proves_durable(5, 10, &bytes));
-        assert!(!proves_durable(5, 11, &bytes), "11 was not yet durable");
-        assert!(!proves_durable(6, 10, &bytes), "a client cannot guess the salt");
+        let proofs = |salt, number| {
+            let found = (0..bytes.len()).filter(|&at| find_proof(number, &bytes, at) == Some(at));
+            found.filter(|&at| decode_frame(salt, &bytes.slice(at..)).is_ok()).collect::<Vec<_>>()
+        };
+        assert_eq!(proofs(5, 10), [77]);
+        assert_eq!(proofs(5, 11), [0; 0], "11 was not yet durable");
+        assert_eq!(proofs(6, 10), [0; 0], "a client cannot guess the salt");
     }
 }

@@ -10,9 +10,8 @@
 
 use bytes::Bytes;
 
-use super::frame::{FRAME_HEADER_SIZE, Frame, decode_frame, frame_size};
+use super::frame::{FRAME_HEADER_SIZE, Frame, Record, decode_frame, decode_header};
 use super::segment::{LogKind, SEGMENT_HEADER_SIZE, Segment, parse_segment_name, segment_path};
-use crate::event::array;
 use crate::{Disk, DiskFile, Error};
 
 /// Read at once when a good frame is looked for behind a bad one.
@@ -30,15 +29,13 @@ pub(crate) enum LogItem<'a> {
     /// A segment begins.
     Segment { path: &'a str, bytes: u64 },
     /// A good record.
-    Record { path: &'a str, offset: u64, frame: &'a Frame },
+    Record { path: &'a str, offset: u64, record: &'a Record },
     /// Bytes that are not what was written. `lost` records at the least are gone, from `number` on.
     Damaged { path: &'a str, offset: u64, reason: String, number: u64, lost: u64 },
     /// Records between two segments are not there.
     Hole { path: &'a str, from: u64, to: u64 },
     /// The newest segment ends in bytes that were never promised.
     Torn { path: &'a str, offset: u64, bytes: u64 },
-    /// The newest segment has no header: a crash left it half-made, and it holds nothing.
-    HalfMade { path: &'a str },
 }
 
 /// What is known of a log after a walk.
@@ -70,18 +67,14 @@ pub(crate) fn walk_log<D: Disk>(
     let firsts: Vec<u64> = firsts.filter(|first| (1..=NUMBER_MAX).contains(first)).collect();
     let mut extent: Option<LogExtent> = None;
     for (index, &first) in firsts.iter().enumerate() {
-        let newest = index + 1 == firsts.len();
+        // As many records as the next segment's name says: what is behind them is of no meaning.
+        let until = firsts.get(index + 1).copied();
         let path = segment_path(dir, first);
         let segment = match Segment::open(disk, dir, kind, first) {
             Ok(segment) => segment,
             Err(error @ Error::NewerFormat { .. }) => return Err(error),
-            Err(_) if newest && is_half_made(disk, &path) => {
-                visit(LogItem::HalfMade { path: &path })?;
-                continue;
-            }
             Err(error) => {
-                let next = firsts.get(index + 1).copied();
-                let lost = next.map_or(1, |next| next.saturating_sub(first));
+                let lost = until.map_or(1, |until| until.saturating_sub(first));
                 let reason = reason(&error);
                 visit(LogItem::Damaged { path: &path, offset: 0, reason, number: first, lost })?;
                 let known =
@@ -96,7 +89,7 @@ pub(crate) fn walk_log<D: Disk>(
         if known.bound < first {
             visit(LogItem::Hole { path: &path, from: known.bound, to: first })?;
         }
-        let (next, bound) = walk_segment(&segment, newest, &mut visit)?;
+        let (next, bound) = walk_segment(&segment, until, &mut visit)?;
         known.segments += 1;
         known.next = next.max(known.next);
         known.bound = bound.max(known.bound);
@@ -104,29 +97,23 @@ pub(crate) fn walk_log<D: Disk>(
     Ok(extent)
 }
 
-/// Whether a file is not longer than the header of a segment: then it holds no record.
-fn is_half_made<D: Disk>(disk: &D, path: &str) -> bool {
-    let length = disk.open(path).and_then(|file| file.len());
-    length.is_ok_and(|length| length <= SEGMENT_HEADER_SIZE as u64)
-}
-
 /// Walks the records of a segment. Tells one past the last good one, and one past the last that there may have been.
 fn walk_segment<F: DiskFile>(
     segment: &Segment<F>,
-    newest: bool,
+    until: Option<u64>,
     visit: &mut impl FnMut(LogItem<'_>) -> Result<(), Error>,
 ) -> Result<(u64, u64), Error> {
     let path = segment.path.as_str();
-    let (mut offset, mut number) = (SEGMENT_HEADER_SIZE as u64, segment.first);
+    let (mut offset, mut number) = (SEGMENT_HEADER_SIZE as u64, segment.head.first);
     let (mut next, mut bound) = (number, number);
     loop {
-        let mut frames = segment.frames(offset, number);
+        let mut frames = segment.frames(offset, number).until(until.unwrap_or(u64::MAX));
         let error = loop {
             let offset = frames.offset;
             match frames.next_frame() {
                 Ok(Some(frame)) => {
-                    visit(LogItem::Record { path, offset, frame: &frame })?;
-                    next = frame.number + 1;
+                    walk_frame(path, offset, &frame, visit)?;
+                    next = frame.next();
                     bound = bound.max(next);
                 }
                 Ok(None) => return Ok((next, bound)),
@@ -134,15 +121,20 @@ fn walk_segment<F: DiskFile>(
             }
         };
         (offset, number) = (frames.offset, frames.number);
-        if newest && find_frame(segment, offset, |frame| frame.durable > number).is_none() {
-            visit(LogItem::Torn { path, offset, bytes: segment.len - offset })?;
+        if until.is_none() && find_frame(segment, offset, |frame| frame.durable > number).is_none()
+        {
+            if !is_zero(segment, offset) {
+                visit(LogItem::Torn { path, offset, bytes: segment.len - offset })?;
+            }
             return Ok((next, bound));
         }
-        let found = find_frame(segment, offset + 1, |frame| frame.number > number);
-        // A frame has 28 bytes at the least: so many records may have been where nothing can be read.
-        let most = (segment.len - offset).div_ceil(FRAME_HEADER_SIZE as u64);
-        let to = found.map_or(number.saturating_add(most), |(_, number)| number);
-        let lost = if found.is_some() { to - number } else { 1 };
+        let end = until.unwrap_or(u64::MAX);
+        let found =
+            find_frame(segment, offset + 1, |frame| number < frame.number && frame.next() <= end);
+        // A record has a byte at the least: so many may have been where nothing can be read.
+        let most = number.saturating_add(segment.len.saturating_sub(offset));
+        let to = found.map_or(until.unwrap_or(most), |(_, number)| number);
+        let lost = if found.is_some() || until.is_some() { to - number } else { 1 };
         visit(LogItem::Damaged { path, offset, reason: reason(&error), number, lost })?;
         bound = bound.max(to);
         match found {
@@ -150,6 +142,38 @@ fn walk_segment<F: DiskFile>(
             None => return Ok((next, bound)),
         }
     }
+}
+
+/// Tells the records of a frame; those that cannot be told apart as damage.
+fn walk_frame(
+    path: &str,
+    offset: u64,
+    frame: &Frame,
+    visit: &mut impl FnMut(LogItem<'_>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut number = frame.number;
+    for record in frame.records() {
+        match record {
+            Ok(record) => {
+                visit(LogItem::Record { path, offset, record: &record })?;
+                number = record.number + 1;
+            }
+            Err(error) => {
+                let (reason, lost) = (error.to_string(), frame.next().saturating_sub(number));
+                visit(LogItem::Damaged { path, offset, reason, number, lost })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the file has nothing but zeros from `offset` on: written ahead, and not yet used.
+fn is_zero<F: DiskFile>(segment: &Segment<F>, offset: u64) -> bool {
+    let starts = (offset..segment.len).step_by(SEARCH_CHUNK);
+    starts.into_iter().all(|start| {
+        let chunk = read(segment, start, SEARCH_CHUNK);
+        !chunk.is_empty() && chunk.iter().all(|&byte| byte == 0)
+    })
 }
 
 /// Offset and number of the first whole frame at or behind `from` that is `wanted`.
@@ -167,10 +191,7 @@ fn find_frame<F: DiskFile>(
         for start in 0..starts {
             let header = &chunk[start..start + FRAME_HEADER_SIZE];
             let offset = at + start as u64;
-            if !is_plausible(segment, offset, header) {
-                continue;
-            }
-            let size = frame_size(header).unwrap_or(FRAME_HEADER_SIZE);
+            let Some(size) = plausible_size(segment, offset, header) else { continue };
             budget = budget.saturating_sub(size as u64);
             if budget == 0 {
                 return None;
@@ -179,7 +200,7 @@ fn find_frame<F: DiskFile>(
                 Some(_) => chunk.slice(start..start + size),
                 None => read(segment, offset, size),
             };
-            if let Ok((frame, _)) = decode_frame(segment.salt, &bytes)
+            if let Ok((frame, _)) = decode_frame(segment.head.salt, &bytes)
                 && wanted(&frame)
             {
                 return Some((offset, frame.number));
@@ -190,16 +211,14 @@ fn find_frame<F: DiskFile>(
     None
 }
 
-/// Cheap tests before the checksum: this runs at every byte of a damaged stretch.
-fn is_plausible<F>(segment: &Segment<F>, offset: u64, header: &[u8]) -> bool {
-    let number = u64::from_le_bytes(array(header, 12));
-    let records_max = segment.len.div_ceil(FRAME_HEADER_SIZE as u64);
-    header[8] != 0
-        && header[9..12] == [0; 3]
-        && segment.first <= number
-        && number - segment.first <= records_max
-        && u64::from_le_bytes(array(header, 20)) <= number
-        && frame_size(header).is_ok_and(|size| size as u64 <= segment.len - offset)
+/// How many bytes a frame with this header has, if it can be one. Cheap: this runs at every byte of a damaged stretch.
+fn plausible_size<F>(segment: &Segment<F>, offset: u64, header: &[u8]) -> Option<usize> {
+    let head = decode_header(header).ok()?;
+    let size = FRAME_HEADER_SIZE + head.length;
+    let fits = segment.head.first <= head.number && size as u64 <= segment.len - offset;
+    // A record has a byte of length at the least.
+    let possible = head.number.saturating_sub(segment.head.first) <= NUMBER_MAX;
+    (fits && possible).then_some(size)
 }
 
 /// Up to `size` bytes; fewer at the end, and where they cannot be read.

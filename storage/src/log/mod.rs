@@ -1,19 +1,26 @@
-//! What the three logs (write-ahead log, change log, hints) have in common: numbered frames in segments.
+//! What the three logs (write-ahead log, change log, hints) have in common: numbered records, batched in frames, in
+//! segments.
 
 mod frame;
 mod inspect;
+mod reader;
 mod record_log;
+mod recover;
 mod segment;
 
-pub(crate) use frame::FRAME_HEADER_SIZE;
 #[cfg(test)]
 pub(crate) use frame::FRAME_LAYOUT;
-pub(crate) use frame::{Frame, begin_frame, finish_frame};
+pub(crate) use frame::{
+    FRAME_HEADER_SIZE, FRAME_RECORDS_TARGET, Frame, FrameHead, Record, encode_frame,
+};
 #[cfg(feature = "fuzzing")]
-pub(crate) use frame::{decode_frame, proves_durable};
+pub(crate) use frame::{decode_frame, find_proof};
 pub(crate) use inspect::{LogExtent, LogItem, reason, walk_log};
-pub(crate) use record_log::{LogOptions, LogReader, LogSegment, Mark, RecordLog};
-pub(crate) use segment::SEGMENT_HEADER_SIZE;
-pub(crate) use segment::{LogKind, Segment, list_segments, remove_durably, write_failed};
+pub(crate) use reader::LogReader;
+pub(crate) use record_log::{LogOptions, LogSegment, Mark, RecordLog};
+pub(crate) use recover::{Recovered, recover};
+pub(crate) use segment::{
+    LogKind, Segment, SegmentHead, list_segments, remove_durably, spare_path, write_failed,
+};
 #[cfg(test)]
 pub(crate) use segment::{SEGMENT_LAYOUT, encode_segment_header};

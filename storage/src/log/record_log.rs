@@ -1,13 +1,14 @@
 //! [`RecordLog`]: the log below the change log and the hints. It follows the write-ahead log, which holds its
 //! records durably before they come here, so that nothing here ever waits for the disk on the way of a write.
 //!
-//! A record is *staged* (encoded, not to be seen), *published* (readable, in memory), *written*, *synced*.
+//! A record is *staged* (not to be seen), *published* (readable, in memory), *written* (many in a frame), *synced*.
 //!
 //! Invariants:
 //!
 //! - Numbers follow each other without a gap, in memory and on disk.
 //! - A reader sees published records and nothing else, from any thread, and never waits for a write or a sync.
-//! - A failed write changes nothing: the records stay in memory and the same place is written again.
+//! - A failed write changes nothing: the records stay in memory and the same place is written again. What it may have
+//!   left is cut off before the segment takes no more records.
 //! - Only the oldest segments are removed, one at a time, so that a crash leaves no hole.
 //!
 //! What the records mean is not known here.
@@ -15,17 +16,17 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use bytes::Bytes;
-
-use super::frame::{FRAME_HEADER_SIZE, Frame, begin_frame, finish_frame, frame_size};
-use super::segment::{
-    LogKind, SEGMENT_HEADER_SIZE, Segment, list_segments, remove_durably, write_failed,
-};
-use crate::event::array;
-use crate::{Disk, DiskFile, Error};
+use super::frame::{FRAME_RECORDS_TARGET, Frame, FrameHead, encode_frame};
+use super::reader::LogReader;
+use super::recover::{Recovered, recover};
+use super::segment::{LogKind, Segment, SegmentHead, list_segments, remove_durably, write_failed};
+use crate::{Disk, DiskFile, Error, varint};
 
 /// A place in the log is remembered every so many bytes, so that a read starts at most this far before its record.
-const MARK_DISTANCE: u64 = 32 << 10;
+/// A frame holds about as many bytes of records.
+pub(super) const MARK_DISTANCE: u64 = FRAME_RECORDS_TARGET as u64;
+/// Fewer bytes of records are not compressed: it saves next to nothing.
+const COMPRESS_FROM: usize = 512;
 
 /// Where a record starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,26 +46,17 @@ pub(crate) struct LogSegment<F> {
 }
 
 #[derive(Debug)]
-struct State<F> {
-    segments: VecDeque<LogSegment<F>>,
+pub(super) struct State<F> {
+    pub(super) segments: VecDeque<LogSegment<F>>,
     /// The last segment takes more records.
-    active: bool,
-    /// Published and not yet written.
-    pending: Vec<u8>,
-    pending_first: u64,
-    /// Offsets in `pending`.
-    pending_marks: Vec<Mark>,
+    pub(super) active: bool,
+    /// Published and not yet written: records, each with its length before it.
+    pub(super) pending: Vec<u8>,
+    pub(super) pending_first: u64,
+    /// Offsets in `pending`, where frames will begin.
+    pub(super) pending_marks: Vec<Mark>,
     /// One past the last published record.
-    next: u64,
-}
-
-/// A record, as it is read.
-#[derive(Clone, Debug)]
-pub(crate) struct Record {
-    pub(crate) number: u64,
-    pub(crate) payload: Bytes,
-    /// Where it was read, to report what is wrong inside it.
-    pub(crate) offset: u64,
+    pub(super) next: u64,
 }
 
 /// See the file's head.
@@ -72,12 +64,14 @@ pub(crate) struct RecordLog<D: Disk> {
     disk: Arc<D>,
     dir: String,
     kind: LogKind,
-    /// One for all segments, so that what is staged fits whichever comes next.
+    /// Of new segments.
     salt: u32,
     segment_bytes_max: u64,
     shared: Arc<RwLock<State<D::File>>>,
     staged: Vec<u8>,
     staged_marks: Vec<Mark>,
+    /// Frames that are being written; kept for its memory.
+    frames: Vec<u8>,
     /// One past the last staged record.
     next: u64,
     /// Records below this are on disk.
@@ -88,7 +82,7 @@ pub(crate) struct RecordLog<D: Disk> {
 pub(crate) struct LogOptions {
     pub(crate) dir: String,
     pub(crate) kind: LogKind,
-    /// For a new log; an existing one keeps its own.
+    /// Of new segments.
     pub(crate) salt: u32,
     pub(crate) segment_bytes_max: u64,
     /// Number of the first record, if no segment is there.
@@ -108,7 +102,7 @@ impl<D: Disk> RecordLog<D> {
         mut visit: impl FnMut(u64, &Frame) -> Result<(), Error>,
     ) -> Result<Self, Error> {
         let LogOptions { dir, kind, salt, segment_bytes_max, start } = options;
-        let firsts = list_segments(&**disk, &dir, kind)?;
+        let firsts = list_segments(&**disk, &dir)?;
         let mut log = Self {
             disk: Arc::clone(disk),
             dir,
@@ -125,22 +119,22 @@ impl<D: Disk> RecordLog<D> {
             })),
             staged: Vec::new(),
             staged_marks: Vec::new(),
+            frames: Vec::new(),
             next: firsts.first().copied().unwrap_or(start),
             synced: 0,
         };
-        let (last, sealed) = firsts.split_last().map_or((None, &[][..]), |(l, s)| (Some(*l), s));
-        for &first in sealed {
-            let segment = Segment::open(&**disk, &log.dir, kind, first)?;
+        for pair in firsts.windows(2) {
+            let segment = Segment::open(&**disk, &log.dir, kind, pair[0])?;
             let entry = match known(&segment)? {
                 Some(entry) => entry,
-                None => scan(segment, |frame| visit(first, frame))?,
+                None => scan(segment, |frame| visit(pair[0], frame))?,
             };
-            log.take_segment(first, entry)?;
-        }
-        if let Some(first) = last {
-            log.open_newest(first, |frame| visit(first, frame))?;
+            log.take_segment(entry)?;
         }
         log.synced = log.next;
+        if let Some(&first) = firsts.last() {
+            log.open_newest(first, |frame| visit(first, frame))?;
+        }
         let mut state = log.write_state();
         state.pending_first = log.next;
         state.next = log.next;
@@ -155,22 +149,24 @@ impl<D: Disk> RecordLog<D> {
     ) -> Result<(), Error> {
         let mut marks = Vec::new();
         let disk = Arc::clone(&self.disk);
-        let (segment, next) =
-            Segment::recover(&*disk, &self.dir, self.kind, first, |_, offset, frame| {
-                mark(&mut marks, frame.number, offset);
-                visit(frame)
-            })?;
-        self.take_segment(first, LogSegment { segment, next, marks })?;
+        let place = (self.dir.as_str(), self.kind, first);
+        // No sync: what it would be for is in the write-ahead log until this log is synced.
+        let recovered = recover(&*disk, place, false, |_, offset, frame| {
+            mark(&mut marks, frame.number, offset);
+            visit(frame)
+        })?;
+        let Recovered { segment, next, durable } = recovered;
+        self.take_segment(LogSegment { segment, next, marks })?;
+        self.synced = durable;
         self.write_state().active = true;
         Ok(())
     }
 
-    fn take_segment(&mut self, first: u64, entry: LogSegment<D::File>) -> Result<(), Error> {
-        if first != self.next {
+    fn take_segment(&mut self, entry: LogSegment<D::File>) -> Result<(), Error> {
+        if entry.segment.head.first != self.next {
             return Err(Error::corrupt(&entry.segment.path, 0, "records before it are missing"));
         }
         self.next = entry.next;
-        self.salt = entry.segment.salt;
         self.write_state().segments.push_back(entry);
         Ok(())
     }
@@ -199,17 +195,17 @@ impl<D: Disk> RecordLog<D> {
 
     /// The records to read, for any thread.
     pub(crate) fn reader(&self) -> LogReader<D::File> {
-        LogReader { shared: Arc::clone(&self.shared) }
+        LogReader::new(Arc::clone(&self.shared))
     }
 
-    /// Encodes one record, whose payload is `parts` one after the other. It is not to be seen yet.
-    pub(crate) fn stage(&mut self, kind: u8, parts: &[&[u8]]) {
+    /// Takes one record, which is `parts` one after the other. It is not to be seen yet.
+    pub(crate) fn stage(&mut self, parts: &[&[u8]]) {
         mark(&mut self.staged_marks, self.next, self.staged.len() as u64);
-        let start = begin_frame(kind, self.next, self.synced, &mut self.staged);
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        varint::put(length as u64, &mut self.staged);
         for part in parts {
             self.staged.extend_from_slice(part);
         }
-        finish_frame(self.salt, start, &mut self.staged);
         self.next += 1;
     }
 
@@ -220,7 +216,11 @@ impl<D: Disk> RecordLog<D> {
         }
         let mut state = write_lock(&self.shared);
         let base = state.pending.len() as u64;
-        state.pending.extend_from_slice(&self.staged);
+        if base == 0 {
+            std::mem::swap(&mut state.pending, &mut self.staged);
+        } else {
+            state.pending.extend_from_slice(&self.staged);
+        }
         for &Mark { number, offset } in &self.staged_marks {
             mark(&mut state.pending_marks, number, base + offset);
         }
@@ -239,25 +239,34 @@ impl<D: Disk> RecordLog<D> {
         }
         if !self.read_state().active {
             let first = self.read_state().pending_first;
-            let segment = Segment::create(&*self.disk, &self.dir, self.kind, self.salt, first)?;
+            let head = SegmentHead { salt: self.salt, first };
+            let segment = Segment::create(&*self.disk, &self.dir, self.kind, head, false)?;
             let mut state = self.write_state();
             state.segments.push_back(LogSegment { segment, next: first, marks: Vec::new() });
             state.active = true;
         }
-        {
+        let mut marks = Vec::new();
+        let written = {
             // Readers share this lock; the only one who takes it alone is this thread.
-            let state = self.read_state();
+            let state = read_lock(&self.shared);
             let segment = &state.segments.back().expect("one is active").segment;
-            let written = segment.file.write_at(&state.pending, segment.len);
-            written.map_err(Error::io("write", &segment.path))?;
-        }
+            state.encode_pending(self.synced, &mut self.frames, &mut marks);
+            let written = segment.file.write_at(&self.frames, segment.len);
+            written.map_err(Error::io("write", &segment.path))
+        };
         let mut guard = self.write_state();
         let state = &mut *guard;
         let entry = state.segments.back_mut().expect("one is active");
-        for &Mark { number, offset } in &state.pending_marks {
+        if let Err(error) = written {
+            // The next try may need less room: what this one has left is cut off in the end.
+            entry.segment.file_len = u64::MAX;
+            return Err(error);
+        }
+        for Mark { number, offset } in marks {
             mark(&mut entry.marks, number, entry.segment.len + offset);
         }
-        entry.segment.len += state.pending.len() as u64;
+        entry.segment.len += self.frames.len() as u64;
+        entry.segment.file_len = entry.segment.file_len.max(entry.segment.len);
         entry.next = state.next;
         state.pending.clear();
         state.pending_marks.clear();
@@ -302,13 +311,22 @@ impl<D: Disk> RecordLog<D> {
     /// # Errors
     /// As [`Self::sync`].
     pub(crate) fn seal(&mut self) -> Result<Option<u64>, Error> {
+        self.write_out()?;
+        let newest = self.read_state().segments.back().map(|entry| entry.segment.clone());
+        if let Some(segment) = newest.filter(|segment| segment.len < segment.file_len) {
+            segment.file.truncate(segment.len).map_err(Error::io("truncate", &segment.path))?;
+            segment.file.sync().map_err(write_failed("sync", &segment.path))?;
+            let mut state = self.write_state();
+            let entry = state.segments.back_mut().expect("there is one");
+            entry.segment.file_len = segment.len;
+        }
         self.sync()?;
         let mut state = self.write_state();
         if !state.active {
             return Ok(None);
         }
         state.active = false;
-        Ok(state.segments.back().map(|entry| entry.segment.first))
+        Ok(state.segments.back().map(|entry| entry.segment.head.first))
     }
 
     /// How many segments there are.
@@ -319,7 +337,7 @@ impl<D: Disk> RecordLog<D> {
     /// The first record of the segment that takes more.
     pub(crate) fn active_first(&self) -> Option<u64> {
         let state = self.read_state();
-        state.segments.back().filter(|_| state.active).map(|entry| entry.segment.first)
+        state.segments.back().filter(|_| state.active).map(|entry| entry.segment.head.first)
     }
 
     /// Forgets all records and goes on with number `start`.
@@ -349,7 +367,7 @@ impl<D: Disk> RecordLog<D> {
         let state = self.read_state();
         let sealed = state.segments.len() - usize::from(state.active);
         let oldest = state.segments.front().filter(|_| sealed > 0)?;
-        Some((oldest.segment.first, oldest.next))
+        Some((oldest.segment.head.first, oldest.next))
     }
 
     /// Removes the oldest segment; it has to take no more records.
@@ -371,7 +389,7 @@ impl<D: Disk> RecordLog<D> {
         look: impl FnOnce(&LogSegment<D::File>) -> T,
     ) -> Option<T> {
         let state = self.read_state();
-        state.segments.iter().find(|entry| entry.segment.first == first).map(look)
+        state.segments.iter().find(|entry| entry.segment.head.first == first).map(look)
     }
 
     fn read_state(&self) -> RwLockReadGuard<'_, State<D::File>> {
@@ -383,8 +401,29 @@ impl<D: Disk> RecordLog<D> {
     }
 }
 
+impl<F> State<F> {
+    /// The frames of what is pending, and where each begins.
+    fn encode_pending(&self, durable: u64, frames: &mut Vec<u8>, marks: &mut Vec<Mark>) {
+        frames.clear();
+        let salt = self.segments.back().map_or(0, |entry| entry.segment.head.salt);
+        let end = Mark { number: self.next, offset: self.pending.len() as u64 };
+        let nexts = self.pending_marks.iter().skip(1).chain([&end]);
+        for (from, to) in self.pending_marks.iter().zip(nexts) {
+            marks.push(Mark { number: from.number, offset: frames.len() as u64 });
+            let head =
+                FrameHead { salt, number: from.number, count: to.number - from.number, durable };
+            let records = &self.pending[in_memory(from.offset)..in_memory(to.offset)];
+            encode_frame(head, records, COMPRESS_FROM, frames);
+        }
+    }
+}
+
+pub(super) fn in_memory(offset: u64) -> usize {
+    usize::try_from(offset).expect("it is in memory")
+}
+
 // The state is whole whenever the lock is free, so a panic elsewhere is no reason to refuse it.
-fn read_lock<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+pub(super) fn read_lock<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -404,7 +443,7 @@ pub(crate) fn scan<F: DiskFile>(
     mut visit: impl FnMut(&Frame) -> Result<(), Error>,
 ) -> Result<LogSegment<F>, Error> {
     let mut marks = Vec::new();
-    let mut frames = segment.frames(SEGMENT_HEADER_SIZE as u64, segment.first);
+    let mut frames = segment.all_frames();
     let mut offset = frames.offset;
     while let Some(frame) = frames.next_frame()? {
         mark(&mut marks, frame.number, offset);
@@ -413,115 +452,4 @@ pub(crate) fn scan<F: DiskFile>(
     }
     let next = frames.number;
     Ok(LogSegment { segment, next, marks })
-}
-
-/// Reads a [`RecordLog`] from any thread.
-#[derive(Debug)]
-pub(crate) struct LogReader<F> {
-    shared: Arc<RwLock<State<F>>>,
-}
-
-impl<F> Clone for LogReader<F> {
-    fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared) }
-    }
-}
-
-impl<F: DiskFile> LogReader<F> {
-    /// The first record that is kept, and one past the last that may be read.
-    pub(crate) fn range(&self) -> (u64, u64) {
-        let state = read_lock(&self.shared);
-        let oldest = state.segments.front().map(|entry| entry.segment.first);
-        (oldest.unwrap_or(state.pending_first), state.next)
-    }
-
-    /// Records from `from` on: at most `limit`, and no more once they hold `bytes_max` bytes. Empty at the end. Also
-    /// tells the file that each came from.
-    ///
-    /// # Errors
-    /// [`Error::Gap`] if `from` is not kept any more, [`Error::Corrupt`] with the place, or a failed read.
-    pub(crate) fn read<T>(
-        &self,
-        from: u64,
-        limit: usize,
-        bytes_max: usize,
-        mut decode: impl FnMut(&str, Record) -> Result<T, Error>,
-    ) -> Result<Vec<T>, Error> {
-        let mut out = Vec::new();
-        let mut bytes = 0;
-        let mut number = from;
-        while out.len() < limit && (bytes < bytes_max || out.is_empty()) {
-            let state = read_lock(&self.shared);
-            let first = state.segments.front().map_or(state.pending_first, |s| s.segment.first);
-            if number < first {
-                return Err(Error::Gap { from: number, first });
-            }
-            if number >= state.next {
-                break;
-            }
-            if number >= state.pending_first {
-                let frame = state.pending_frame(number);
-                drop(state);
-                bytes += frame.payload.len();
-                let record = Record { number, payload: frame.payload, offset: 0 };
-                out.push(decode("memory", record)?);
-                number += 1;
-                continue;
-            }
-            let (segment, mark) = state.place(number);
-            drop(state);
-            let mut frames = segment
-                .frames(mark.offset, mark.number)
-                .chunked(bytes_max.saturating_add(usize::try_from(MARK_DISTANCE).unwrap_or(0)));
-            let mut offset = frames.offset;
-            while out.len() < limit && (bytes < bytes_max || out.is_empty()) {
-                let Some(frame) = frames.next_frame()? else { break };
-                if frame.number == number {
-                    bytes += frame.payload.len();
-                    let record = Record { number, payload: frame.payload, offset };
-                    out.push(decode(&segment.path, record)?);
-                    number += 1;
-                }
-                offset = frames.offset;
-            }
-        }
-        Ok(out)
-    }
-}
-
-impl<F> State<F> {
-    /// The segment of a written record, and a place in it at or before the record.
-    fn place(&self, number: u64) -> (Segment<F>, Mark) {
-        let index = self.segments.partition_point(|entry| entry.segment.first <= number) - 1;
-        let entry = &self.segments[index];
-        assert!(number < entry.next);
-        let mark = entry.marks.partition_point(|mark| mark.number <= number) - 1;
-        (entry.segment.clone(), entry.marks[mark])
-    }
-
-    /// A published record that is not yet written.
-    fn pending_frame(&self, number: u64) -> Frame {
-        let mark = self.pending_marks.partition_point(|mark| mark.number <= number) - 1;
-        let Mark { number: mut at, offset } = self.pending_marks[mark];
-        let mut offset = usize::try_from(offset).expect("it is in memory");
-        loop {
-            let rest = &self.pending[offset..];
-            let size = frame_size(rest).expect("we encoded it");
-            if at == number {
-                return frame_in_memory(&rest[..size]);
-            }
-            offset += size;
-            at += 1;
-        }
-    }
-}
-
-/// A copy of a frame that this process encoded itself.
-fn frame_in_memory(bytes: &[u8]) -> Frame {
-    Frame {
-        kind: bytes[8],
-        number: u64::from_le_bytes(array(bytes, 12)),
-        durable: u64::from_le_bytes(array(bytes, 20)),
-        payload: Bytes::copy_from_slice(&bytes[FRAME_HEADER_SIZE..]),
-    }
 }

@@ -2,21 +2,19 @@
 //!
 //! Invariants:
 //!
-//! - A segment's header is on disk, and its name too, before a frame is written to it.
-//! - Only the newest segment of a log may have a torn tail. It is cut off when the log is opened; what stays is
-//!   written again and synced, because the system may show bytes that a failed sync has lost (ext4).
-//! - A record that was known to be on disk is never cut off: that is damage and is reported.
+//! - A segment has its name only once its header is on disk, and takes no frame before its name is.
+//! - A file that was a segment before may become one again: it has another salt then, and a reader who knows how many
+//!   records there are does not look behind them.
 //!
-//! Knows nothing of what the records mean.
+//! Knows nothing of what the records mean. What becomes of a torn tail is decided in `recover.rs`.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use starling_clock::mutation::{self, Mutation};
 
-use super::frame::{FRAME_HEADER_SIZE, Frame, decode_frame, frame_size, proves_durable};
+use super::frame::{FRAME_HEADER_SIZE, Frame, decode_frame, frame_size};
 use crate::event::{DecodeError, array};
 use crate::{Disk, DiskFile, Error};
 
@@ -25,7 +23,9 @@ pub(crate) const SEGMENT_HEADER_SIZE: usize = 32;
 /// The version that this code writes, and the newest that it reads.
 pub(crate) const SEGMENT_VERSION: u32 = 1;
 /// Read at once when frames are read in order.
-const CHUNK_SIZE: usize = 256 << 10;
+const CHUNK_SIZE: usize = 1 << 20;
+/// The name, in its directory, of a file that is no segment yet or none any more.
+pub(crate) const SPARE: &str = "spare";
 
 /// Field name, offset, size: the same table as FORMAT.md, for the test that compares them.
 #[cfg(test)]
@@ -60,6 +60,15 @@ impl LogKind {
     }
 }
 
+/// What the header of a segment says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SegmentHead {
+    /// Where the checksums of its frames start from.
+    pub(crate) salt: u32,
+    /// Number of its first record.
+    pub(crate) first: u64,
+}
+
 /// An open segment.
 #[derive(Debug)]
 pub(crate) struct Segment<F> {
@@ -67,12 +76,12 @@ pub(crate) struct Segment<F> {
     pub(crate) file: Arc<F>,
     /// Its name, relative to the data directory.
     pub(crate) path: String,
-    /// Number of its first record.
-    pub(crate) first: u64,
-    /// Where the checksums of its frames start from.
-    pub(crate) salt: u32,
+    /// Its header.
+    pub(crate) head: SegmentHead,
     /// Bytes that are good, header included.
     pub(crate) len: u64,
+    /// Bytes of the file; what is behind `len` is of no meaning.
+    pub(crate) file_len: u64,
 }
 
 impl<F> Clone for Segment<F> {
@@ -86,6 +95,11 @@ pub(crate) fn segment_path(dir: &str, first: u64) -> String {
     format!("{dir}/{first:020}.log")
 }
 
+/// The name of the file that is no segment.
+pub(crate) fn spare_path(dir: &str) -> String {
+    format!("{dir}/{SPARE}")
+}
+
 /// The first record's number, from a segment's name.
 pub(crate) fn parse_segment_name(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".log")?;
@@ -93,28 +107,24 @@ pub(crate) fn parse_segment_name(name: &str) -> Option<u64> {
 }
 
 /// The header of a segment.
-pub(crate) fn encode_segment_header(
-    kind: LogKind,
-    salt: u32,
-    first: u64,
-) -> [u8; SEGMENT_HEADER_SIZE] {
+pub(crate) fn encode_segment_header(kind: LogKind, head: SegmentHead) -> [u8; SEGMENT_HEADER_SIZE] {
     let mut header = [0; SEGMENT_HEADER_SIZE];
     header[..8].copy_from_slice(&kind.magic());
     header[8..12].copy_from_slice(&SEGMENT_VERSION.to_le_bytes());
-    header[12..16].copy_from_slice(&salt.to_le_bytes());
-    header[16..24].copy_from_slice(&first.to_le_bytes());
+    header[12..16].copy_from_slice(&head.salt.to_le_bytes());
+    header[16..24].copy_from_slice(&head.first.to_le_bytes());
     let crc = crc32c::crc32c(&header[..28]);
     header[28..].copy_from_slice(&crc.to_le_bytes());
     header
 }
 
-/// The salt in a header, or what is wrong with it.
+/// What is in a header, or what is wrong with it.
 fn decode_segment_header(
     kind: LogKind,
     first: u64,
     path: &str,
     header: &[u8],
-) -> Result<u32, Error> {
+) -> Result<SegmentHead, Error> {
     if header.len() < SEGMENT_HEADER_SIZE {
         return Err(Error::corrupt(path, 0, "segment header is cut short"));
     }
@@ -132,10 +142,14 @@ fn decode_segment_header(
             supported: SEGMENT_VERSION,
         });
     }
-    if found == 0 || u64::from_le_bytes(array(header, 16)) != first || header[24..28] != [0; 4] {
+    let head = SegmentHead {
+        salt: u32::from_le_bytes(array(header, 12)),
+        first: u64::from_le_bytes(array(header, 16)),
+    };
+    if found == 0 || head.first != first || header[24..28] != [0; 4] {
         return Err(Error::corrupt(path, 0, "segment header"));
     }
-    Ok(u32::from_le_bytes(array(header, 12)))
+    Ok(head)
 }
 
 /// Removes a file for good; one that is not there is none to remove.
@@ -156,7 +170,7 @@ pub(crate) fn write_failed(operation: &'static str, path: &str) -> impl FnOnce(i
 }
 
 impl<F: DiskFile> Segment<F> {
-    /// Makes the segment whose first record will be `first`, durably.
+    /// Makes a segment, durably, from the spare file if `reuse` is set and there is one.
     ///
     /// # Errors
     /// [`Error::Full`] or [`Error::Io`]: there is no such segment, another try may succeed.
@@ -165,31 +179,34 @@ impl<F: DiskFile> Segment<F> {
         disk: &D,
         dir: &str,
         kind: LogKind,
-        salt: u32,
-        first: u64,
+        head: SegmentHead,
+        reuse: bool,
     ) -> Result<Self, Error> {
-        let path = segment_path(dir, first);
-        let file = match disk.create(&path) {
-            // An earlier try went wrong half-way. It holds no record: their numbers are still to be given.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                disk.remove(&path).map_err(Error::io("remove", &path))?;
-                disk.create(&path)
+        let spare = spare_path(dir);
+        let file = if reuse && disk.exists(&spare).map_err(Error::io("look for", &spare))? {
+            disk.open(&spare).map_err(Error::io("open", &spare))?
+        } else {
+            match disk.create(&spare) {
+                // An earlier try went wrong half-way.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    disk.remove(&spare).map_err(Error::io("remove", &spare))?;
+                    disk.create(&spare)
+                }
+                result => result,
             }
-            result => result,
+            .map_err(Error::io("create", &spare))?
         };
-        let file = file.map_err(Error::io("create", &path))?;
-        let header = encode_segment_header(kind, salt, first);
-        if let Err(error) = file.write_at(&header, 0) {
-            // The log goes on in the segment before: this one must not come up between them after a crash.
-            disk.remove(&path).map_err(write_failed("remove", &path))?;
-            disk.sync_dir(dir).map_err(write_failed("sync", dir))?;
-            return Err(Error::io("write", &path)(error));
-        }
-        file.sync().map_err(write_failed("sync", &path))?;
+        let header = encode_segment_header(kind, head);
+        file.write_at(&header, 0).map_err(Error::io("write", &spare))?;
+        file.sync().map_err(write_failed("sync", &spare))?;
+        let file_len = file.len().map_err(Error::io("read", &spare))?;
+        let path = segment_path(dir, head.first);
+        disk.rename(&spare, &path).map_err(Error::io("rename", &spare))?;
         if !mutation::is(Mutation::SkipDirectorySync) {
             disk.sync_dir(dir).map_err(write_failed("sync", dir))?;
         }
-        Ok(Self { file: Arc::new(file), path, first, salt, len: SEGMENT_HEADER_SIZE as u64 })
+        let len = SEGMENT_HEADER_SIZE as u64;
+        Ok(Self { file: Arc::new(file), path, head, len, file_len })
     }
 
     /// Opens a segment to read it; everything in it is taken to be good until it is read.
@@ -206,88 +223,30 @@ impl<F: DiskFile> Segment<F> {
         let file = disk.open(&path).map_err(Error::io("open", &path))?;
         let mut header = [0; SEGMENT_HEADER_SIZE];
         let read = file.read_full_at(&mut header, 0).map_err(Error::io("read", &path))?;
-        let salt = decode_segment_header(kind, first, &path, &header[..read])?;
+        let head = decode_segment_header(kind, first, &path, &header[..read])?;
         let len = file.len().map_err(Error::io("read", &path))?;
-        Ok(Self { file: Arc::new(file), path, first, salt, len })
+        Ok(Self { file: Arc::new(file), path, head, len, file_len: len })
     }
 
-    /// The frames from `offset` on, where record `number` starts.
+    /// The frames from `offset` on, where record `number` starts, to the end of what is good.
     pub(crate) fn frames(&self, offset: u64, number: u64) -> Frames<'_, F> {
-        Frames { segment: self, buffer: Bytes::new(), offset, number, chunk_size: CHUNK_SIZE }
-    }
-}
-
-/// The segments of a log, by their first records. One that a crash left half-made is removed: it holds nothing.
-///
-/// # Errors
-/// Failed IO.
-pub(crate) fn list_segments<D: Disk>(
-    disk: &D,
-    dir: &str,
-    kind: LogKind,
-) -> Result<Vec<u64>, Error> {
-    let names = disk.list(dir).map_err(Error::io("list", dir))?;
-    let mut firsts: Vec<u64> = names.iter().filter_map(|name| parse_segment_name(name)).collect();
-    // A process that died may have left names that only the system knows of.
-    disk.sync_dir(dir).map_err(write_failed("sync", dir))?;
-    let Some(&first) = firsts.last() else { return Ok(firsts) };
-    let path = segment_path(dir, first);
-    let length = disk.open(&path).and_then(|file| file.len()).map_err(Error::io("open", &path))?;
-    if length <= SEGMENT_HEADER_SIZE as u64
-        && let Err(Error::Corrupt { .. }) = Segment::open(disk, dir, kind, first)
-    {
-        disk.remove(&path).map_err(Error::io("remove", &path))?;
-        disk.sync_dir(dir).map_err(write_failed("sync", dir))?;
-        firsts.pop();
-    }
-    Ok(firsts)
-}
-
-impl<F: DiskFile> Segment<F> {
-    /// Opens the newest segment of a log to go on writing it: hands each good record with its offset to `take`,
-    /// cuts off a torn tail, makes the rest durable. Also tells the number of the next record.
-    ///
-    /// # Errors
-    /// [`Error::Corrupt`] if a record is bad that was known to be on disk; whatever `take` answers; failed IO.
-    pub(crate) fn recover<D: Disk<File = F>>(
-        disk: &D,
-        dir: &str,
-        kind: LogKind,
-        first: u64,
-        mut take: impl FnMut(&str, u64, &Frame) -> Result<(), Error>,
-    ) -> Result<(Self, u64), Error> {
-        let mut segment = Self::open(disk, dir, kind, first)?;
-        let mut frames = segment.frames(SEGMENT_HEADER_SIZE as u64, first);
-        // Records that no later one proves to be on disk, with their offsets.
-        let mut unproved = VecDeque::new();
-        let torn = loop {
-            let offset = frames.offset;
-            match frames.next_frame() {
-                Ok(Some(frame)) => {
-                    while unproved.front().is_some_and(|&(number, _)| number < frame.durable) {
-                        unproved.pop_front();
-                    }
-                    unproved.push_back((frame.number, offset));
-                    take(&segment.path, offset, &frame)?;
-                }
-                Ok(None) => break None,
-                Err(error @ Error::Corrupt { .. }) => break Some(error),
-                Err(error) => return Err(error),
-            }
-        };
-        let (end, next) = (frames.offset, frames.number);
-        if let Some(error) = torn {
-            let tail = segment.read_bytes(end, segment.len)?;
-            if proves_durable(segment.salt, next, &tail) {
-                return Err(error);
-            }
+        Frames {
+            segment: self,
+            buffer: Bytes::new(),
+            offset,
+            number,
+            until: u64::MAX,
+            chunk_size: CHUNK_SIZE,
         }
-        let from = unproved.front().map_or(end, |&(_, offset)| offset);
-        segment.keep(kind, from, end)?;
-        Ok((segment, next))
     }
 
-    fn read_bytes(&self, from: u64, to: u64) -> Result<Bytes, Error> {
+    /// All frames.
+    pub(crate) fn all_frames(&self) -> Frames<'_, F> {
+        self.frames(SEGMENT_HEADER_SIZE as u64, self.head.first)
+    }
+
+    /// Bytes of the file; less if it ends before.
+    pub(super) fn read_bytes(&self, from: u64, to: u64) -> Result<Bytes, Error> {
         let length = usize::try_from(to - from).expect("a segment fits in memory");
         let mut bytes = vec![0; length];
         let read = self.file.read_full_at(&mut bytes, from);
@@ -295,23 +254,17 @@ impl<F: DiskFile> Segment<F> {
         bytes.truncate(read);
         Ok(Bytes::from(bytes))
     }
+}
 
-    /// Ends the segment at `end` and makes sure that the bytes from `from` on are on disk.
-    fn keep(&mut self, kind: LogKind, from: u64, end: u64) -> Result<(), Error> {
-        if end < self.len {
-            self.file.truncate(end).map_err(write_failed("truncate", &self.path))?;
-        }
-        // The header as well: its sync may be the one that failed.
-        let header = encode_segment_header(kind, self.salt, self.first);
-        self.file.write_at(&header, 0).map_err(write_failed("write", &self.path))?;
-        if from < end {
-            let bytes = self.read_bytes(from, end)?;
-            self.file.write_at(&bytes, from).map_err(write_failed("write", &self.path))?;
-        }
-        self.file.sync().map_err(write_failed("sync", &self.path))?;
-        self.len = end;
-        Ok(())
-    }
+/// The segments of a log, by their first records.
+///
+/// # Errors
+/// Failed IO.
+pub(crate) fn list_segments<D: Disk>(disk: &D, dir: &str) -> Result<Vec<u64>, Error> {
+    let names = disk.list(dir).map_err(Error::io("list", dir))?;
+    // A process that died may have left names that only the system knows of.
+    disk.sync_dir(dir).map_err(write_failed("sync", dir))?;
+    Ok(names.iter().filter_map(|name| parse_segment_name(name)).collect())
 }
 
 /// Reads the frames of a segment one after the other.
@@ -320,8 +273,9 @@ pub(crate) struct Frames<'a, F> {
     buffer: Bytes,
     /// Where in the file the next frame starts.
     pub(crate) offset: u64,
-    /// Its number.
+    /// The number of its first record.
     pub(crate) number: u64,
+    until: u64,
     chunk_size: usize,
 }
 
@@ -333,34 +287,43 @@ impl<F: DiskFile> Frames<'_, F> {
         self
     }
 
+    /// Ends before record `until`, and takes it for damage if there are not so many.
+    #[must_use]
+    pub(crate) fn until(mut self, until: u64) -> Self {
+        self.until = until;
+        self
+    }
+
     /// The next frame; `None` at the end of the good part of the segment.
     ///
     /// # Errors
     /// [`Error::Corrupt`] with the place of the bad frame, or a failed read. Another call answers the same.
     pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, Error> {
-        if self.offset == self.segment.len {
+        let open_end = self.until == u64::MAX;
+        if self.number == self.until || (open_end && self.offset == self.segment.len) {
             return Ok(None);
         }
-        let (frame, size) = match decode_frame(self.segment.salt, &self.buffer) {
+        let salt = self.segment.head.salt;
+        let (frame, size) = match decode_frame(salt, &self.buffer) {
             Err(DecodeError::Short) => {
                 self.fill()?;
-                decode_frame(self.segment.salt, &self.buffer).map_err(|error| self.bad(error))?
+                decode_frame(salt, &self.buffer).map_err(|error| self.bad(error))?
             }
             result => result.map_err(|error| self.bad(error))?,
         };
-        if frame.number != self.number {
+        if frame.number != self.number || self.until < frame.next() {
             return Err(self.bad(DecodeError::Corrupt("frame number")));
         }
         self.buffer = self.buffer.slice(size..);
         self.offset += size as u64;
-        self.number += 1;
+        self.number = frame.next();
         Ok(Some(frame))
     }
 
     /// Reads a chunk from `offset` on, and at least the frame that starts there.
     fn fill(&mut self) -> Result<(), Error> {
         let segment = self.segment;
-        let left = segment.len - self.offset;
+        let left = segment.len.saturating_sub(self.offset);
         let wanted = |size: usize| left.min(size as u64);
         let mut size = wanted(self.chunk_size);
         let mut bytes = segment.read_bytes(self.offset, self.offset + size)?;

@@ -10,14 +10,15 @@ use starling_clock::{NodeId, Stamp};
 
 use super::logs::{CHANGES_DIR, HINTS_DIR, WAL_DIR, hints_dir};
 use super::tables::{DIR as TABLES_DIR, MANIFEST};
-use crate::log::{Frame, LogItem, LogKind, reason, walk_log};
+use crate::log::{LogItem, LogKind, Record, reason, walk_log};
 use crate::state::State;
 use crate::tree::inspect::{
     ManifestTable, claimed, event_of, inspect_manifest, open_table, table_number, table_path,
     walk_table,
 };
-use crate::wal::{WalRecord, decode_change, decode_event};
+use crate::wal::WalRecord;
 use crate::{Change, Disk, DiskFile, Error, Event, Identity, KeyspaceId, identity};
+use crate::{changes, packed};
 
 /// What to show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -314,22 +315,22 @@ fn dump_hints<D: Disk, E: From<Error>>(
     let names = disk.list(HINTS_DIR).map_err(Error::io("list", HINTS_DIR))?;
     let targets = names.iter().filter_map(|name| name.parse().ok().map(NodeId));
     for target in targets.filter(|target| filter.target.is_none_or(|wanted| wanted == *target)) {
-        dump_log(disk, &hints_dir(target), LogKind::Hints, filter, sink, |frame| {
-            let event = decode_event(&frame.payload).ok()?;
-            Some(DumpRecord::Hint { target, number: frame.number, event })
+        dump_log(disk, &hints_dir(target), LogKind::Hints, filter, sink, |record| {
+            let event = packed::event(&record.payload).ok()?;
+            Some(DumpRecord::Hint { target, number: record.number, event })
         })?;
     }
     Ok(())
 }
 
-fn wal_record(frame: &Frame) -> Option<DumpRecord> {
-    let number = frame.number;
-    Some(match WalRecord::decode(frame).ok()? {
-        WalRecord::Event { sequence, provenance, previous, event } => {
+fn wal_record(record: &Record) -> Option<DumpRecord> {
+    let number = record.number;
+    Some(match WalRecord::decode(record).ok()? {
+        WalRecord::Event { sequence, provenance, previous, event, .. } => {
             let change = Change { sequence, event, provenance, previous };
             DumpRecord::WalEvent { number, change }
         }
-        WalRecord::Hint { target, sequence, event } => {
+        WalRecord::Hint { target, sequence, event, .. } => {
             DumpRecord::WalHint { number, target, hint: sequence, event }
         }
         WalRecord::HintsDone { target, up_to } => DumpRecord::HintsDone { number, target, up_to },
@@ -337,9 +338,8 @@ fn wal_record(frame: &Frame) -> Option<DumpRecord> {
     })
 }
 
-fn change_record(frame: &Frame) -> Option<DumpRecord> {
-    let (provenance, previous, event) = decode_change(&frame.payload).ok()?;
-    Some(DumpRecord::Change(Change { sequence: frame.number, event, provenance, previous }))
+fn change_record(record: &Record) -> Option<DumpRecord> {
+    changes::decode(record).ok().map(DumpRecord::Change)
 }
 
 fn dump_log<D: Disk, E: From<Error>>(
@@ -348,13 +348,13 @@ fn dump_log<D: Disk, E: From<Error>>(
     kind: LogKind,
     filter: &DumpFilter,
     sink: Sink<'_, E>,
-    decode: impl Fn(&Frame) -> Option<DumpRecord>,
+    decode: impl Fn(&Record) -> Option<DumpRecord>,
 ) -> Result<(), E> {
     let mut stopped = None;
     let walked = walk_log(disk, dir, kind, |item| {
         let record = match item {
-            LogItem::Record { frame, .. } if !filter.has_number(frame.number) => None,
-            LogItem::Record { path, offset, frame } => match decode(frame) {
+            LogItem::Record { record, .. } if !filter.has_number(record.number) => None,
+            LogItem::Record { path, offset, record } => match decode(record) {
                 Some(record) => lets_through(filter, &record).then_some(record),
                 None => Some(bad(path, offset, "a record that is none".to_owned())),
             },
@@ -362,7 +362,7 @@ fn dump_log<D: Disk, E: From<Error>>(
             LogItem::Hole { path, from, to } => {
                 Some(bad(path, 0, format!("records {from} to {} are not there", to - 1)))
             }
-            LogItem::Segment { .. } | LogItem::Torn { .. } | LogItem::HalfMade { .. } => None,
+            LogItem::Segment { .. } | LogItem::Torn { .. } => None,
         };
         if let Some(record) = record
             && let Err(error) = sink(record)

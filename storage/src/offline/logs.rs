@@ -1,23 +1,17 @@
 //! The logs' part of [`super::verify`]: write-ahead log, change log with its indexes, hints.
 
-use bytes::Bytes;
 use starling_clock::{NodeId, Stamp};
 
 use super::examine::{Facts, LogFacts, OnFile};
 use super::{Extent, Report};
-use crate::changes::{self, INDEX_HEADER_SIZE, IndexHead};
-use crate::event::array;
-use crate::log::{Frame, LogItem, LogKind, walk_log};
-use crate::wal::{WalRecord, decode_change, decode_event};
-use crate::{Disk, DiskFile, Error, EventId};
+use crate::change_ids::{IndexHead, IndexPlace, read_head};
+use crate::log::{LogItem, LogKind, Record, walk_log};
+use crate::wal::WalRecord;
+use crate::{Disk, DiskFile, Error, EventId, changes, packed};
 
 pub(super) const WAL_DIR: &str = "wal";
 pub(super) const CHANGES_DIR: &str = "changes";
 pub(super) const HINTS_DIR: &str = "hints";
-/// The one kind of record of the change log and of hints.
-const KIND: u8 = 1;
-/// A longer index is none: a segment's is a fraction of it.
-const INDEX_SIZE_MAX: u64 = 1 << 30;
 
 pub(super) fn hints_dir(target: NodeId) -> String {
     format!("{HINTS_DIR}/{:020}", target.0)
@@ -29,7 +23,7 @@ struct Consequences {
     missing: &'static str,
 }
 
-/// Walks one log and reports what is wrong with its frames; `record` reads each payload and says what is wrong with that.
+/// Walks one log and reports what is wrong with its frames; `examine` reads each record and says what is wrong with that.
 fn examine_log<D: Disk>(
     disk: &D,
     dir: &str,
@@ -37,7 +31,7 @@ fn examine_log<D: Disk>(
     consequences: &Consequences,
     report: &mut Report,
     progress: OnFile<'_>,
-    mut record: impl FnMut(&mut Report, &str, u64, &Frame) -> Result<(), &'static str>,
+    mut examine: impl FnMut(&mut Report, &str, u64, &Record) -> Result<(), &'static str>,
 ) -> Result<(LogFacts, Extent), Error> {
     let mut facts = LogFacts::default();
     let mut extent = Extent::default();
@@ -50,9 +44,9 @@ fn examine_log<D: Disk>(
                 extent.bytes += bytes;
                 facts.segments.push((path.to_owned(), true));
             }
-            LogItem::Record { path, offset, frame } => {
+            LogItem::Record { path, offset, record } => {
                 facts.records += 1;
-                if let Err(what) = record(report, path, offset, frame) {
+                if let Err(what) = examine(report, path, offset, record) {
                     facts.spoil(path);
                     report.damaged(path, offset, what, consequences.damaged);
                 }
@@ -75,10 +69,6 @@ fn examine_log<D: Disk>(
                     "{bytes} bytes from {offset} on were never promised: cut off at the next start"
                 );
                 report.note(path, what);
-            }
-            LogItem::HalfMade { path } => {
-                facts.segments.push((path.to_owned(), true));
-                report.note(path, "left half-made by a crash: removed at the next start");
             }
         }
         Ok(())
@@ -114,8 +104,8 @@ pub(super) fn examine_wal<D: Disk>(
         &consequences,
         report,
         progress,
-        |_, _, _, frame| {
-            let record = WalRecord::decode(frame).map_err(|_| "a record that is none")?;
+        |_, _, _, record| {
+            let record = WalRecord::decode(record).map_err(|_| "a record that is none")?;
             match record {
                 WalRecord::Event { sequence, .. } => {
                     let before = seen.map(|(_, last)| last);
@@ -149,7 +139,7 @@ pub(super) fn examine_wal<D: Disk>(
 #[derive(Clone, Copy, Default)]
 struct Indexed {
     events: u64,
-    /// Exclusive or over (hash of the identity, number).
+    /// Exclusive or over (upper half of the hash of the identity, number).
     digest: u64,
     bounds: Option<(Stamp, Stamp)>,
 }
@@ -162,7 +152,7 @@ impl Indexed {
     }
 
     fn take_event(&mut self, id: EventId<'_>, number: u64) {
-        self.take(id.hash(), number);
+        self.take(id.hash() >> 32, number);
         let (least, greatest) = self.bounds.unwrap_or((id.stamp, id.stamp));
         self.bounds = Some((least.min(id.stamp), greatest.max(id.stamp)));
     }
@@ -186,14 +176,13 @@ pub(super) fn examine_changes<D: Disk>(
         &consequences,
         report,
         progress,
-        |_, path, _, frame| {
+        |_, path, _, record| {
             if segments.last().is_none_or(|(last, _)| last != path) {
                 segments.push((path.to_owned(), Indexed::default()));
             }
             let (_, indexed) = segments.last_mut().expect("just pushed");
-            let change = (frame.kind == KIND).then(|| decode_change(&frame.payload).ok()).flatten();
-            let (_, _, event) = change.ok_or("a record that is none")?;
-            indexed.take_event(event.id(), frame.number);
+            let change = changes::decode(record).map_err(|_| "a record that is none")?;
+            indexed.take_event(change.event.id(), record.number);
             Ok(())
         },
     )?;
@@ -220,21 +209,13 @@ fn examine_index<D: Disk>(
     if !disk.exists(path).map_err(Error::io("look for", path))? {
         return Ok(true);
     }
-    let file = disk.open(path).map_err(Error::io("open", path))?;
-    let size = file.len().map_err(Error::io("read", path))?;
-    if INDEX_SIZE_MAX < size {
-        report.damaged(path, 0, "the file is too long", "the node may take all its memory");
-        return Ok(false);
-    }
+    let size = disk.open(path).and_then(|file| file.len()).map_err(Error::io("read", path))?;
     report.read(size);
-    let mut bytes = vec![0; usize::try_from(size).expect("bounded by INDEX_SIZE_MAX")];
-    let read = file.read_full_at(&mut bytes, 0).unwrap_or(0);
-    bytes.truncate(read);
-    let Some((head, _, ids_start)) = changes::decode_index_head(&bytes) else {
+    let Some((head, place, _)) = read_head(disk, path)? else {
         report.note(path, "not a good index: made anew at the next start");
         return Ok(true);
     };
-    let fault = index_fault(&bytes, ids_start, &head, indexed);
+    let fault = index_fault(disk, place, &head, indexed);
     if let Some(what) = fault {
         let consequence = "an event that comes late may be refused as damaged";
         report.damaged(path, 0, what, consequence);
@@ -243,26 +224,24 @@ fn examine_index<D: Disk>(
 }
 
 /// What is wrong with an index whose head is good.
-fn index_fault(
-    bytes: &[u8],
-    ids_start: usize,
+fn index_fault<D: Disk>(
+    disk: &D,
+    place: IndexPlace,
     head: &IndexHead,
     indexed: Indexed,
 ) -> Option<&'static str> {
-    let (ids, rest) = bytes[ids_start..].as_chunks::<16>();
-    let crc = u32::from_le_bytes(array(bytes, INDEX_HEADER_SIZE - 4));
-    if !rest.is_empty() || crc32c::crc32c(&bytes[ids_start..]) != crc {
-        return Some("the checksum of its ids");
-    }
     let mut found = Indexed::default();
-    let mut before = None;
-    for id in ids {
-        let (hash, number) = (u64::from_le_bytes(array(id, 0)), u64::from_le_bytes(array(id, 8)));
-        if before.is_some_and(|before| (hash, number) <= before) {
-            return Some("its ids are not in order");
-        }
+    let (mut before, mut sorted) = (None, true);
+    let read = place.each(disk, head, |hash, number| {
+        sorted &= before.is_none_or(|before| before < (hash, number));
         before = Some((hash, number));
         found.take(hash, number);
+    });
+    if read.is_err() {
+        return Some("a page of its ids");
+    }
+    if !sorted {
+        return Some("its ids are not in order");
     }
     if (found.events, found.digest) != (indexed.events, indexed.digest) {
         return Some("its ids are not those of its segment");
@@ -297,17 +276,12 @@ pub(super) fn examine_hints<D: Disk>(
             &consequences,
             report,
             progress,
-            |_, _, _, frame| {
-                let good = frame.kind == KIND && is_event(&frame.payload);
-                if good { Ok(()) } else { Err("a record that is none") }
+            |_, _, _, record| {
+                packed::event(&record.payload).map(drop).map_err(|_| "a record that is none")
             },
         )?;
         facts.hints.insert(target, found);
         report.hints.push((target, extent));
     }
     Ok(())
-}
-
-fn is_event(payload: &Bytes) -> bool {
-    decode_event(payload).is_ok()
 }

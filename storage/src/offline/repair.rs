@@ -18,7 +18,7 @@ use super::DAMAGED_SUFFIX;
 use super::examine::{Facts, LogFacts, examine};
 use super::logs::{CHANGES_DIR, HINTS_DIR, WAL_DIR, hints_dir};
 use super::tables::{DIR as TABLES_DIR, MANIFEST};
-use crate::log::{LogItem, LogKind, Segment, walk_log};
+use crate::log::{LogItem, LogKind, Segment, SegmentHead, walk_log};
 use crate::state::{HintMark, State};
 use crate::tree::inspect::{
     ManifestState, internal_key_of, replace_manifest, table_path, write_run,
@@ -461,10 +461,10 @@ enum Found {
 fn walk_wal<D: Disk>(disk: &D, mut visit: impl FnMut(Found)) -> Result<(), Error> {
     let walked = walk_log(disk, WAL_DIR, LogKind::WriteAhead, |item| {
         match item {
-            LogItem::Record { path, frame, .. } => visit(match WalRecord::decode(frame) {
-                Ok(record) => Found::Record(frame.number, record),
+            LogItem::Record { path, record, .. } => visit(match WalRecord::decode(record) {
+                Ok(decoded) => Found::Record(record.number, decoded),
                 Err(_) => {
-                    Found::Lost { path: path.to_owned(), from: frame.number, to: frame.number }
+                    Found::Lost { path: path.to_owned(), from: record.number, to: record.number }
                 }
             }),
             LogItem::Damaged { path, number, lost, .. } => {
@@ -474,7 +474,7 @@ fn walk_wal<D: Disk>(disk: &D, mut visit: impl FnMut(Found)) -> Result<(), Error
             LogItem::Hole { path, from, to } => {
                 visit(Found::Lost { path: path.to_owned(), from, to: to - 1 });
             }
-            LogItem::Segment { .. } | LogItem::Torn { .. } | LogItem::HalfMade { .. } => {}
+            LogItem::Segment { .. } | LogItem::Torn { .. } => {}
         }
         Ok(())
     });
@@ -527,7 +527,8 @@ impl Plan {
             state.write(&**disk)?;
         }
         for (dir, kind, first) in &self.restarts {
-            Segment::create(&**disk, dir, *kind, self.options.log_salt, *first)?;
+            let head = SegmentHead { salt: self.options.log_salt, first: *first };
+            Segment::create(&**disk, dir, *kind, head, false)?;
         }
         match &self.identity {
             Some(identity) => identity::write(&**disk, identity),

@@ -1,0 +1,176 @@
+//! The packed event: how an event lies in the three logs, where most of what is written is events. See FORMAT.md,
+//! "Packed event" and "Change".
+//!
+//! Invariants:
+//!
+//! - Nothing of a packed event is believed unchecked: lengths are bounded before they are used.
+//! - An event has one packed form, and decoding copies nothing: key and payload share the buffer that they came in.
+//!
+//! Messages between peers carry the encoding of `event.rs`, whose fields have fixed places.
+
+use bytes::Bytes;
+use starling_clock::{HybridTime, NodeId, Stamp};
+
+use crate::event::{DecodeError, array};
+use crate::{
+    Action, Event, KEY_SIZE_MAX, KeyspaceId, PAYLOAD_SIZE_LIMIT, Provenance, RequestId, varint,
+};
+
+/// Bit of the first byte of a change: the key had an event here before.
+const HAS_PREVIOUS: u8 = 0x08;
+
+/// A packed change has at most so many bytes besides key and payload.
+pub(crate) const PACKED_OVERHEAD_MAX: usize = 72;
+
+fn put_stamp(stamp: Stamp, out: &mut Vec<u8>) {
+    out.extend_from_slice(&stamp.time.packed().to_le_bytes());
+    varint::put(stamp.node.0, out);
+}
+
+/// Appends the event. Its payload ends where the record ends.
+///
+/// # Panics
+/// If key or payload are over the limits of the format: input is checked where it comes in.
+pub(crate) fn put_event(event: &Event, out: &mut Vec<u8>) {
+    assert!((1..=KEY_SIZE_MAX).contains(&event.key.len()));
+    assert!(event.payload.len() <= PAYLOAD_SIZE_LIMIT);
+    out.reserve(PACKED_OVERHEAD_MAX + event.key.len() + event.payload.len());
+    out.push(event.action as u8);
+    out.extend_from_slice(&event.keyspace.0.to_le_bytes());
+    out.extend_from_slice(&event.request.client.to_le_bytes());
+    put_stamp(event.stamp, out);
+    varint::put(event.request.sequence, out);
+    varint::put(u64::from(event.partition), out);
+    varint::put(event.key.len() as u64, out);
+    out.extend_from_slice(&event.key);
+    out.extend_from_slice(&event.payload);
+}
+
+/// Appends what a change has: how the event came, what was newest of its key before, the event.
+pub(crate) fn put_change(
+    provenance: Provenance,
+    previous: Option<Stamp>,
+    event: &Event,
+    out: &mut Vec<u8>,
+) {
+    out.push(provenance as u8 | if previous.is_some() { HAS_PREVIOUS } else { 0 });
+    if let Some(previous) = previous {
+        put_stamp(previous, out);
+    }
+    put_event(event, out);
+}
+
+/// Reads fields one after the other.
+struct Fields<'a> {
+    bytes: &'a Bytes,
+    offset: usize,
+}
+
+impl Fields<'_> {
+    fn fixed<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+        let field = self.bytes.get(self.offset..self.offset + N).ok_or(DecodeError::Short)?;
+        self.offset += N;
+        Ok(array(field, 0))
+    }
+
+    fn word(&mut self) -> Result<u64, DecodeError> {
+        self.fixed().map(u64::from_le_bytes)
+    }
+
+    fn number(&mut self) -> Result<u64, DecodeError> {
+        let (number, size) = varint::get(&self.bytes[self.offset..])?;
+        self.offset += size;
+        Ok(number)
+    }
+
+    fn stamp(&mut self) -> Result<Stamp, DecodeError> {
+        let time = HybridTime::from_packed(self.word()?).ok_or(DecodeError::Corrupt("stamp"))?;
+        Ok(Stamp::new(time, NodeId(self.number()?)))
+    }
+
+    fn event(mut self) -> Result<Event, DecodeError> {
+        let [action] = self.fixed()?;
+        let action = Action::from_u8(action).ok_or(DecodeError::Corrupt("action"))?;
+        let keyspace = KeyspaceId(self.word()?);
+        let client = self.word()?;
+        let stamp = self.stamp()?;
+        let sequence = self.number()?;
+        let partition =
+            u32::try_from(self.number()?).map_err(|_| DecodeError::Corrupt("partition"))?;
+        let key_length = usize::try_from(self.number()?).unwrap_or(usize::MAX);
+        if !(1..=KEY_SIZE_MAX).contains(&key_length) {
+            return Err(DecodeError::Corrupt("key length"));
+        }
+        let key_end = self.offset + key_length;
+        if self.bytes.len() < key_end {
+            return Err(DecodeError::Short);
+        }
+        if self.bytes.len() - key_end > PAYLOAD_SIZE_LIMIT {
+            return Err(DecodeError::Corrupt("payload length"));
+        }
+        Ok(Event {
+            partition,
+            keyspace,
+            key: self.bytes.slice(self.offset..key_end),
+            stamp,
+            request: RequestId { client, sequence },
+            action,
+            payload: self.bytes.slice(key_end..),
+        })
+    }
+}
+
+/// The reverse of [`put_event`], of all of `bytes`.
+///
+/// # Errors
+/// [`DecodeError`] if it is not that.
+pub(crate) fn event(bytes: &Bytes) -> Result<Event, DecodeError> {
+    Fields { bytes, offset: 0 }.event()
+}
+
+/// The reverse of [`put_change`], of all of `bytes`.
+///
+/// # Errors
+/// [`DecodeError`] if it is not that.
+pub(crate) fn change(bytes: &Bytes) -> Result<(Provenance, Option<Stamp>, Event), DecodeError> {
+    let mut fields = Fields { bytes, offset: 0 };
+    let [first] = fields.fixed()?;
+    let provenance = Provenance::from_u8(first & !HAS_PREVIOUS);
+    let provenance = provenance.ok_or(DecodeError::Corrupt("provenance"))?;
+    let previous = if first & HAS_PREVIOUS == 0 { None } else { Some(fields.stamp()?) };
+    Ok((provenance, previous, fields.event()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::tests::{any_event, any_stamp};
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn changes_roundtrip(
+            provenance in 1..=6u8, previous in prop::option::of(any_stamp()), packed in any_event(),
+        ) {
+            let provenance = Provenance::from_u8(provenance).unwrap();
+            let mut bytes = Vec::new();
+            put_change(provenance, previous, &packed, &mut bytes);
+            prop_assert!(bytes.len() <= PACKED_OVERHEAD_MAX + packed.key.len() + packed.payload.len());
+            let bytes = Bytes::from(bytes);
+            let payload = packed.payload.len();
+            prop_assert_eq!(change(&bytes), Ok((provenance, previous, packed)));
+            for cut in 0..bytes.len() - payload {
+                prop_assert!(change(&bytes.slice(..cut)).is_err(), "cut at {}", cut);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_decoded_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            if let Ok(packed) = event(&Bytes::from(bytes.clone())) {
+                let mut again = Vec::new();
+                put_event(&packed, &mut again);
+                prop_assert_eq!(again, bytes);
+            }
+        }
+    }
+}
