@@ -345,7 +345,7 @@ fn to_f64(number: u64) -> f64 {
 }
 
 /// Processor time that these processes have used, in microseconds; those that are gone count nothing.
-fn cpu_us(pids: &[u32]) -> u64 {
+pub(crate) fn cpu_us(pids: &[u32]) -> u64 {
     // `man 5 proc`: fields 14 and 15 are user and system time in ticks; a tick is 10 ms on every Linux that we run on.
     const TICK_US: u64 = 10_000;
     let ticks: BTreeMap<u32, u64> = pids

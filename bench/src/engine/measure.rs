@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 
 use super::api::EngineError;
+use crate::load::cpu_us;
 
 /// Largest latency that is told apart, in nanoseconds: a minute.
 const LATENCY_NS_MAX: u64 = 60_000_000_000;
@@ -42,6 +43,8 @@ pub(super) struct Timed {
     pub(super) operations: u64,
     /// From the start of all to the end of the last.
     pub(super) elapsed: Duration,
+    /// Processor time of the whole process meanwhile, in microseconds.
+    cpu_us: u64,
     latency_ns: Histogram<u64>,
 }
 
@@ -50,6 +53,12 @@ impl Timed {
     #[expect(clippy::cast_precision_loss, reason = "counts of a run, far below 2^52")]
     pub(super) fn rate(&self) -> f64 {
         self.operations as f64 / self.elapsed.as_secs_f64().max(f64::EPSILON)
+    }
+
+    /// Microseconds of processor time an operation, background work too: it does not depend on what else the machine does.
+    #[expect(clippy::cast_precision_loss, reason = "counts of a run, far below 2^52")]
+    pub(super) fn cpu_us_each(&self) -> f64 {
+        self.cpu_us as f64 / self.operations.max(1) as f64
     }
 
     /// Microseconds below which this part of the sampled operations stayed.
@@ -79,14 +88,15 @@ pub(super) fn timed<'a>(
         run_thread(limit, operation)
     };
     let run = &run;
-    let (results, elapsed) = std::thread::scope(|scope| {
+    let (results, elapsed, cpu_us) = std::thread::scope(|scope| {
         let running: Vec<_> = (0..threads).map(|thread| scope.spawn(move || run(thread))).collect();
         barrier.wait();
-        let started = now();
+        let (started, cpu_before) = (now(), cpu_us(&[std::process::id()]));
         let results: Vec<_> = running.into_iter().map(|thread| thread.join()).collect();
-        (results, started.elapsed())
+        let elapsed = started.elapsed();
+        (results, elapsed, cpu_us(&[std::process::id()]).saturating_sub(cpu_before))
     });
-    let mut all = Timed { operations: 0, elapsed, latency_ns: histogram() };
+    let mut all = Timed { operations: 0, elapsed, cpu_us, latency_ns: histogram() };
     for result in results {
         let (operations, latency_ns) = result.expect("an operation does not panic")?;
         all.operations += operations;

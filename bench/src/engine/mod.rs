@@ -144,7 +144,7 @@ pub(crate) fn run(args: &EngineArgs) -> Result<String, RunError> {
             }
         }
     }
-    Ok(format!("{}\n{}", results.to_markdown(), results.latencies_to_markdown()))
+    Ok(format!("{}\n{}", results.to_markdown(), results.details_to_markdown()))
 }
 
 fn run_group(

@@ -110,14 +110,7 @@ impl Results {
         head.extend(kinds.iter().map(|kind| kind.name().to_owned()));
         head.extend(peers.iter().map(|kind| format!("to {}", kind.name())));
         head.extend(["to the better".to_owned(), "goal".to_owned()]);
-        let mut text = line(&head);
-        text += &line(
-            &head
-                .iter()
-                .enumerate()
-                .map(|(i, _)| if i == 0 { "---" } else { "---:" }.to_owned())
-                .collect::<Vec<_>>(),
-        );
+        let mut text = line(&head) + &rule(head.len());
         for goal in GOALS {
             let medians = self.medians(goal.workload);
             let mut cells = vec![goal.title.to_owned()];
@@ -140,22 +133,30 @@ impl Results {
         peers.filter_map(|peer| ratio(medians, *peer)).reduce(f64::min)
     }
 
-    /// Latencies of what was timed one by one, in Markdown.
-    pub(super) fn latencies_to_markdown(&self) -> String {
+    /// Latencies and processor time of what was timed one by one, in Markdown.
+    pub(super) fn details_to_markdown(&self) -> String {
         let kinds = self.kinds();
-        let mut head = vec!["p50 / p99, microseconds".to_owned()];
-        head.extend(kinds.iter().map(|kind| kind.name().to_owned()));
-        let mut text = line(&head);
-        text += &line(&head.iter().map(|_| "---".to_owned()).collect::<Vec<_>>());
+        let mut text = self.detail("p50 / p99, microseconds", &kinds, |row| {
+            row.latency_us.map(|(p50, p99)| format!("{p50:.1} / {p99:.1}"))
+        });
+        text.push('\n');
+        text += &self.detail("processor time an operation, microseconds", &kinds, |row| {
+            row.cpu_us.map(|cpu_us| format!("{cpu_us:.2}"))
+        });
+        text
+    }
+
+    fn detail(&self, title: &str, kinds: &[Kind], show: fn(&Row) -> Option<String>) -> String {
+        let head = std::iter::once(title).chain(kinds.iter().map(|kind| kind.name()));
+        let head: Vec<String> = head.map(str::to_owned).collect();
+        let mut text = line(&head) + &rule(head.len());
         for goal in GOALS {
             let medians = self.medians(goal.workload);
-            let show = |kind: &Kind| {
-                let latency = medians.get(kind).and_then(|row| row.latency_us);
-                latency.map_or(String::new(), |(p50, p99)| format!("{p50:.1} / {p99:.1}"))
-            };
-            let cells: Vec<String> = kinds.iter().map(show).collect();
-            if cells.iter().any(|cell| !cell.is_empty()) {
-                text += &line(&[vec![goal.title.to_owned()], cells].concat());
+            let shown: Vec<_> = kinds.iter().map(|kind| medians.get(kind).and_then(show)).collect();
+            if shown.iter().any(Option::is_some) {
+                let cells = shown.into_iter().map(Option::unwrap_or_default);
+                text +=
+                    &line(&std::iter::once(goal.title.to_owned()).chain(cells).collect::<Vec<_>>());
             }
         }
         text
@@ -178,6 +179,11 @@ impl Results {
 
 fn line(cells: &[String]) -> String {
     format!("| {} |\n", cells.join(" | "))
+}
+
+/// The line below the heads: text to the left, numbers to the right.
+fn rule(columns: usize) -> String {
+    format!("| --- |{}\n", " ---: |".repeat(columns - 1))
 }
 
 fn median(mut rows: Vec<&Row>) -> Row {
@@ -224,7 +230,13 @@ mod tests {
         let mut results = Results::default();
         for (repeat, value) in (0..).zip(values) {
             let workload = "read-hit".to_owned();
-            let row = Row { workload, unit, value: *value, latency_us: Some((1.0, *value)) };
+            let row = Row {
+                workload,
+                unit,
+                value: *value,
+                latency_us: Some((1.0, *value)),
+                cpu_us: Some(2.0),
+            };
             let report = StageReport { rows: vec![row], ..StageReport::default() };
             results.add(Run {
                 kind: Kind::Starling,
@@ -241,7 +253,7 @@ mod tests {
     fn the_median_of_three_stands_in_the_tables() {
         let results = results(&[900.0, 100.0, 400.0], Unit::PerSecond);
         assert!(results.to_markdown().contains("| read random hit | 400/s |  | 1.2x |"));
-        assert!(results.latencies_to_markdown().contains("| read random hit | 1.0 / 400.0 |"));
+        assert!(results.details_to_markdown().contains("| read random hit | 1.0 / 400.0 |"));
         assert_eq!(results.to_json().as_array().unwrap().len(), 3);
     }
 
@@ -255,7 +267,13 @@ mod tests {
     #[cfg(feature = "fjall")]
     #[test]
     fn less_is_better_where_it_is() {
-        let row = |unit, value| Row { workload: String::new(), unit, value, latency_us: None };
+        let row = |unit, value| Row {
+            workload: String::new(),
+            unit,
+            value,
+            latency_us: None,
+            cpu_us: None,
+        };
         let pair = |unit, ours, theirs| {
             BTreeMap::from([(Kind::Starling, row(unit, ours)), (Kind::Fjall, row(unit, theirs))])
         };

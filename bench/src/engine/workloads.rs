@@ -134,6 +134,8 @@ pub(super) struct Row {
     pub(super) value: f64,
     /// Microseconds: median and 99th percentile of an operation, where operations were timed one by one.
     pub(super) latency_us: Option<(f64, f64)>,
+    /// Microseconds of processor time an operation (a row, where rows are counted), where there was enough of it to tell.
+    pub(super) cpu_us: Option<f64>,
 }
 
 /// What a stage reports.
@@ -240,13 +242,26 @@ impl Group {
 impl Stage<'_> {
     fn push(&mut self, workload: &str, unit: Unit, value: f64) {
         let workload = workload.to_owned();
-        self.rows.push(Row { workload, unit, value, latency_us: None });
+        self.rows.push(Row { workload, unit, value, latency_us: None, cpu_us: None });
     }
 
     fn push_timed(&mut self, workload: &str, timed: &Timed) {
         let latency_us = Some((timed.latency_us(0.5), timed.latency_us(0.99)));
         let (workload, value) = (workload.to_owned(), timed.rate());
-        self.rows.push(Row { workload, unit: Unit::PerSecond, value, latency_us });
+        self.rows.push(Row {
+            workload,
+            unit: Unit::PerSecond,
+            value,
+            latency_us,
+            cpu_us: Some(timed.cpu_us_each()),
+        });
+    }
+
+    /// Counts `each` for every operation.
+    fn push_rows(&mut self, workload: &str, timed: &Timed, each: u64) {
+        let (workload, each) = (workload.to_owned(), as_f64(each));
+        let (value, cpu_us) = (timed.rate() * each, Some(timed.cpu_us_each() / each));
+        self.rows.push(Row { workload, unit: Unit::PerSecond, value, latency_us: None, cpu_us });
     }
 
     /// Puts keys `number(0..count)`, by `threads` threads, and tells how fast. What time cuts off is written all the same.
@@ -366,7 +381,7 @@ impl Stage<'_> {
             })?;
             match batch {
                 1 => self.push_timed(&format!("sync-{threads}"), &timed),
-                _ => self.push("sync-batch-100", Unit::PerSecond, timed.rate() * as_f64(batch)),
+                _ => self.push_rows("sync-batch-100", &timed, batch),
             }
         }
         Ok(())
@@ -436,7 +451,7 @@ impl Stage<'_> {
             let expected = keys * (KEY_SIZE + VALUE_SIZE) as u64;
             check((rows, bytes) == (keys, expected), || format!("{rows} rows of {keys}"))
         })?;
-        self.push("full-scan", Unit::PerSecond, full.rate() * as_f64(keys));
+        self.push_rows("full-scan", &full, keys);
 
         let groups = uniform(keys / PREFIX_ROWS, limit.operations, SEED ^ 7);
         let group = |index| groups[usize::try_from(index).expect("in memory")];
@@ -520,7 +535,7 @@ impl Stage<'_> {
             let (rows, _) = count(reader, Range::All, usize::MAX)?;
             check(rows == left, || format!("{rows} rows of {left}"))
         })?;
-        self.push(workload, Unit::PerSecond, scan.rate() * as_f64(left));
+        self.push_rows(workload, &scan, left);
         Ok(())
     }
 
