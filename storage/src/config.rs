@@ -110,7 +110,8 @@ pub struct HistoryRetention {
     pub age_ms_max: Option<u64>,
 }
 
-/// What merges may drop. Told by the node after each start; until then everything is kept.
+/// What merges may drop. Told by the node after each start; until then everything is kept. What is not above a floor is
+/// not taken any more.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Retentions {
     keyspaces: BTreeMap<KeyspaceId, HistoryRetention>,

@@ -28,7 +28,7 @@ pub const META_COUNT_MAX: usize = 4096;
 /// One thing to be made durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// This replica takes the event. Answered by `Applied`, `Duplicate` or `Superseded`.
+    /// This replica takes the event. Answered by `Applied`, `Duplicate`, `Superseded` or `BelowFloor`.
     Apply {
         /// What.
         event: Event,
@@ -96,6 +96,12 @@ pub enum Outcome {
     Superseded {
         /// The newer event's stamp.
         newest: Stamp,
+    },
+    /// A copy whose stamp is not above the tombstone floor of its partition, and which is not here: what it was has been
+    /// settled on all replicas, and a tombstone that hid it may be gone. Nothing was written.
+    BelowFloor {
+        /// The floor.
+        floor: Stamp,
     },
     /// The hint is in the log.
     Hinted {

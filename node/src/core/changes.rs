@@ -286,6 +286,7 @@ fn error_of(failure: StorageFailure) -> WireError {
             (ErrorCode::StoragePoisoned, "storage stopped after a failed sync: restart the node")
         }
         StorageFailure::Full => (ErrorCode::DiskFull, "the disk is full"),
+        StorageFailure::Busy => (ErrorCode::Overloaded, "it is busy, slow down"),
         StorageFailure::Invalid => (ErrorCode::OutOfBounds, "there is no such place in the log"),
     };
     WireError::new(code, text)

@@ -455,7 +455,8 @@ pub(super) fn is_taken(outcomes: &[WriteOutcome]) -> bool {
 fn outcome(outcome: Outcome) -> WriteOutcome {
     match outcome {
         Outcome::Applied { .. } => WriteOutcome::Applied,
-        Outcome::Duplicate => WriteOutcome::Duplicate,
+        // Settled long ago: there is nothing to be done about it.
+        Outcome::Duplicate | Outcome::BelowFloor { .. } => WriteOutcome::Duplicate,
         Outcome::Superseded { newest } => WriteOutcome::Superseded(newest.into()),
         // Not to an event.
         Outcome::Hinted { .. } | Outcome::Done => WriteOutcome::Invalid,
@@ -469,7 +470,7 @@ fn failed_outcome(failure: StorageFailure) -> WriteOutcome {
         StorageFailure::Poisoned => WriteOutcome::Poisoned,
         StorageFailure::Invalid => WriteOutcome::Invalid,
         // Whether the event is there already could not be read: nothing was written, it may work another time.
-        StorageFailure::Damaged => WriteOutcome::Overloaded,
+        StorageFailure::Damaged | StorageFailure::Busy => WriteOutcome::Overloaded,
     }
 }
 

@@ -253,7 +253,10 @@ fn writes_of(request: &StorageRequest) -> Vec<Write> {
 
 /// The error is not about one write of the commit.
 fn is_for_all(error: &Error) -> bool {
-    matches!(error, Error::WriteFailed { .. } | Error::Poisoned | Error::Full { .. })
+    matches!(
+        error,
+        Error::WriteFailed { .. } | Error::Poisoned | Error::Full { .. } | Error::Busy { .. }
+    )
 }
 
 /// What the core is told. Which file and what the system said is for the log alone.
@@ -265,6 +268,7 @@ fn failure(error: &Error) -> StorageFailure {
             StorageFailure::Poisoned
         }
         Error::Poisoned => StorageFailure::Poisoned,
+        Error::Busy { .. } => StorageFailure::Busy,
         Error::TooLarge { .. } | Error::KeyEmpty | Error::Gap { .. } => StorageFailure::Invalid,
         _ => {
             tracing::error!(?error, "storage could not serve a request");

@@ -141,7 +141,9 @@ impl From<StorageAnswer> for ReplicaAnswer {
             StorageAnswer::Failed(StorageFailure::Damaged | StorageFailure::Poisoned) => {
                 Self::Declined(Declined::Damaged)
             }
-            StorageAnswer::Failed(StorageFailure::Full) => Self::Declined(Declined::Overloaded),
+            StorageAnswer::Failed(StorageFailure::Full | StorageFailure::Busy) => {
+                Self::Declined(Declined::Overloaded)
+            }
             StorageAnswer::Failed(StorageFailure::Invalid)
             | StorageAnswer::Applied(_)
             | StorageAnswer::Done

@@ -250,6 +250,8 @@ pub struct StorageReport {
 pub enum StorageFailure {
     /// No room on the disk, or a hint queue is full. Nothing was written.
     Full,
+    /// Flushes are too far behind. Nothing was written.
+    Busy,
     /// A sync failed; no write is taken until the node has been restarted. This write MAY be on disk.
     Poisoned,
     /// What was asked for is damaged and was not served.

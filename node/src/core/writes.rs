@@ -356,6 +356,7 @@ impl Core {
         let refusal = match answer {
             StorageAnswer::Failed(StorageFailure::Poisoned) => Some(Refusal::StoragePoisoned),
             StorageAnswer::Failed(StorageFailure::Full) => Some(Refusal::DiskFull),
+            StorageAnswer::Failed(StorageFailure::Busy) => Some(Refusal::NoStamp),
             StorageAnswer::Failed(_) => Some(Refusal::Damaged),
             _ => None,
         };

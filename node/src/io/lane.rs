@@ -21,6 +21,7 @@ pub(super) struct Mailbox<T> {
 struct State<T> {
     items: Vec<T>,
     closed: bool,
+    nudged: bool,
 }
 
 /// What [`Mailbox::take`] found.
@@ -28,7 +29,7 @@ struct State<T> {
 pub(super) enum Taken {
     /// Something.
     Items,
-    /// Nothing, for as long as it was allowed to wait.
+    /// Nothing, for as long as it was allowed to wait or until it was nudged.
     Nothing,
     /// Nothing, and nothing more comes.
     Closed,
@@ -37,7 +38,7 @@ pub(super) enum Taken {
 impl<T> Mailbox<T> {
     /// An empty one.
     pub(super) fn new() -> Self {
-        let state = Mutex::new(State { items: Vec::new(), closed: false });
+        let state = Mutex::new(State { items: Vec::new(), closed: false, nudged: false });
         Self { state, wake: Condvar::new() }
     }
 
@@ -55,16 +56,23 @@ impl<T> Mailbox<T> {
         }
     }
 
+    /// Wakes the taker, even if there is nothing to take.
+    pub(super) fn nudge(&self) {
+        self.state().nudged = true;
+        self.wake.notify_one();
+    }
+
     /// Nothing more comes.
     pub(super) fn close(&self) {
         self.state().closed = true;
         self.wake.notify_one();
     }
 
-    /// Moves all that waits to the end of `items`; waits for something up to `timeout`, `None`: for ever.
+    /// Moves all that waits to the end of `items`; waits for something, or a nudge, up to `timeout`, `None`: for ever.
     pub(super) fn take(&self, items: &mut Vec<T>, timeout: Option<Duration>) -> Taken {
         let mut state = self.state();
-        let nothing = |state: &mut State<T>| state.items.is_empty() && !state.closed;
+        let nothing =
+            |state: &mut State<T>| state.items.is_empty() && !state.closed && !state.nudged;
         state = match timeout {
             None => self.wake.wait_while(state, nothing).expect("nobody panics with this lock"),
             Some(Duration::ZERO) => state,
@@ -73,6 +81,7 @@ impl<T> Mailbox<T> {
                 waited.expect("nobody panics with this lock").0
             }
         };
+        state.nudged = false;
         if !state.items.is_empty() {
             items.append(&mut state.items);
             return Taken::Items;
@@ -98,6 +107,15 @@ mod tests {
         mailbox.close();
         assert_eq!(mailbox.take(&mut taken, None), Taken::Items);
         assert_eq!(taken, [1, 2, 3]);
+        assert_eq!(mailbox.take(&mut taken, None), Taken::Closed);
+    }
+
+    #[test]
+    fn a_nudge_ends_one_wait() {
+        let (mailbox, mut taken) = (Mailbox::<u8>::new(), Vec::new());
+        mailbox.nudge();
+        assert_eq!(mailbox.take(&mut taken, None), Taken::Nothing);
+        mailbox.close();
         assert_eq!(mailbox.take(&mut taken, None), Taken::Closed);
     }
 

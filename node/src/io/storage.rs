@@ -1,11 +1,14 @@
-//! The two storage threads: one writes, one reads; both hand back whole batches.
+//! The storage threads: one writes, one reads, and both hand back whole batches; a third flushes and merges.
 //!
 //! Invariants:
 //!
 //! - All writes that wait are one group commit; while one commit syncs, the next one gathers.
 //! - Answers of one lane come in the order of its requests; the news that the change log grew comes after the answers of the commit that grew it.
 //! - A write of durability `interval` is synced at most the interval after its commit.
-//! - Background work is done when nothing waits, and beside each commit in proportion to what it wrote, so that load cannot put it off for ever.
+//! - Flushes and merges run on a thread of their own, step by step and flushes first; the writer begins them, and makes them count.
+//! - What is left of background work is done when nothing waits, and beside each commit in proportion to what it wrote, so that load cannot
+//!   put it off for ever.
+//! - The further flushes are behind, the longer the writer pauses after a commit; what it is asked for while there is no place is refused.
 //! - A thread that ends otherwise than by [`StorageThreads::stop`] is told as [`StorageEvent::ThreadLost`]: nobody waits for its answers.
 //!
 //! The threads decide nothing: what a request means is [`Writer`]'s and [`Reader`]'s business.
@@ -14,7 +17,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use starling_storage::{OsDisk, Progress};
+use starling_storage::{Job, OsDisk, Progress};
 use tokio::sync::Notify;
 
 use super::lane::{Mailbox, Taken};
@@ -27,6 +30,8 @@ const WORK_INTERVAL: Duration = Duration::from_millis(200);
 /// While there is background work, a commit of so many bytes is followed by one more step of it. A step handles about 1 MiB, and
 /// what is written is flushed once and merged a few times.
 const COMMIT_BYTES_PER_STEP: usize = 256 << 10;
+/// The longest pause after a commit, when flushes are so far behind that there is almost no place. It ends early if a job does.
+const PAUSE_MAX: Duration = Duration::from_millis(20);
 /// After background work failed it is not tried again for so long.
 const WORK_RETRY: Duration = Duration::from_secs(5);
 
@@ -49,6 +54,7 @@ pub(super) type Ticketed = (Ticket, StorageRequest);
 pub(super) struct StorageThreads {
     writes: Arc<Mailbox<Ticketed>>,
     reads: Arc<Mailbox<Ticketed>>,
+    jobs: Arc<Jobs>,
     events: Arc<Events>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -77,7 +83,7 @@ impl Events {
 }
 
 impl StorageThreads {
-    /// Starts both threads.
+    /// Starts the threads.
     ///
     /// # Errors
     /// What the system says if it has no threads left.
@@ -89,6 +95,7 @@ impl StorageThreads {
     ) -> std::io::Result<Self> {
         let (writes, reads) = (Arc::new(Mailbox::new()), Arc::new(Mailbox::new()));
         let events = Arc::new(Events { mailbox: Mailbox::new(), wake: Notify::new() });
+        let jobs = Arc::new(Jobs { begun: Mailbox::new(), ended: Mailbox::new() });
         let lane = WriteLane {
             writer,
             clock,
@@ -96,8 +103,14 @@ impl StorageThreads {
             sync_due: None,
             work_due: clock.mono(),
             changes_end: None,
+            jobs: jobs.clone(),
             events: events.clone(),
         };
+        let (lane_jobs, mailbox, guard) = (jobs.clone(), writes.clone(), LostGuard(events.clone()));
+        let work = std::thread::Builder::new().name("storage-jobs".to_owned()).spawn(move || {
+            work_lane(&lane_jobs, &mailbox);
+            std::mem::forget(guard);
+        })?;
         let (mailbox, guard) = (writes.clone(), LostGuard(events.clone()));
         let write =
             std::thread::Builder::new().name("storage-write".to_owned()).spawn(move || {
@@ -111,7 +124,7 @@ impl StorageThreads {
                 read_lane(&reader, &mailbox, &back);
                 std::mem::forget(guard);
             })?;
-        Ok(Self { writes, reads, events, threads: vec![write, read] })
+        Ok(Self { writes, reads, jobs, events, threads: vec![write, read, work] })
     }
 
     /// Hands over writes, in order.
@@ -129,16 +142,25 @@ impl StorageThreads {
         self.events.clone()
     }
 
-    /// Carries out what waits, syncs, and ends both threads. Blocks.
+    /// Carries out what waits, syncs, and ends the threads. Blocks.
     pub(super) fn stop(self) {
         self.writes.close();
         self.reads.close();
+        // What is not done is begun anew by the next start.
+        self.jobs.begun.close();
         for thread in self.threads {
             if thread.join().is_err() {
                 tracing::error!("a storage thread panicked");
             }
         }
     }
+}
+
+/// Between the writing thread and the one that flushes and merges.
+#[derive(Debug)]
+struct Jobs {
+    begun: Mailbox<Job<OsDisk>>,
+    ended: Mailbox<Job<OsDisk>>,
 }
 
 /// Tells of the end of a thread, unless it is forgotten.
@@ -160,6 +182,7 @@ struct WriteLane {
     /// When background work is looked for.
     work_due: Instant,
     changes_end: Option<u64>,
+    jobs: Arc<Jobs>,
     events: Arc<Events>,
 }
 
@@ -171,6 +194,7 @@ impl WriteLane {
             let due = self.sync_due.map_or(self.work_due, |sync| sync.min(self.work_due));
             let taken = mailbox.take(&mut requests, Some(self.clock.until(due)));
             let mut steps = 1;
+            self.exchange_jobs(Duration::ZERO);
             if taken == Taken::Items {
                 let batch = std::mem::take(&mut requests);
                 steps +=
@@ -190,6 +214,31 @@ impl WriteLane {
                 self.work();
                 steps -= 1;
             }
+            let pressure = u32::from(self.writer.storage().pressure());
+            if taken == Taken::Items && 0 < pressure {
+                self.exchange_jobs(PAUSE_MAX * pressure / 100);
+            }
+        }
+    }
+
+    /// Makes the jobs that ended count, of which the first may take up to `wait`, and begins what there is.
+    fn exchange_jobs(&mut self, wait: Duration) {
+        let mut ended = Vec::new();
+        self.jobs.ended.take(&mut ended, Some(wait));
+        let view_is_old = !ended.is_empty();
+        for job in ended {
+            if let Err(error) = self.writer.storage_mut().finish_job(job) {
+                self.put_off_work(&error);
+            }
+        }
+        if view_is_old {
+            // A commit of nothing takes the view anew: the old one keeps what the job has replaced.
+            self.writer.execute(wall_ms(), Vec::new());
+        }
+        if self.work_due <= self.clock.mono() || view_is_old {
+            let storage = self.writer.storage_mut();
+            let mut begun = std::iter::from_fn(|| storage.begin_job(wall_ms())).collect();
+            self.jobs.begun.send(&mut begun);
         }
     }
 
@@ -210,20 +259,16 @@ impl WriteLane {
     }
 
     fn work(&mut self) {
-        let now = self.clock.mono();
-        let pause = match self.writer.storage_mut().work(wall_ms()) {
-            Ok(Progress::Did) => {
-                // A commit of nothing takes the view anew: the old one keeps what the work has replaced.
-                self.writer.execute(wall_ms(), Vec::new());
-                Duration::ZERO
-            }
-            Ok(Progress::Idle) => WORK_INTERVAL,
-            Err(error) => {
-                tracing::error!(%error, "background work of storage failed");
-                WORK_RETRY
-            }
-        };
-        self.work_due = now.plus_ms(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
+        match self.writer.storage_mut().upkeep(wall_ms()) {
+            Ok(Progress::Did) => self.work_due = self.clock.mono(),
+            Ok(Progress::Idle) => self.work_due = later(self.clock.mono(), WORK_INTERVAL),
+            Err(error) => self.put_off_work(&error),
+        }
+    }
+
+    fn put_off_work(&mut self, error: &starling_storage::Error) {
+        tracing::error!(%error, "background work of storage failed");
+        self.work_due = later(self.clock.mono(), WORK_RETRY);
     }
 
     fn tell_changes(&mut self, events: &mut Vec<StorageEvent>) {
@@ -231,6 +276,33 @@ impl WriteLane {
         if self.changes_end != Some(end) {
             self.changes_end = Some(end);
             events.push(StorageEvent::ChangesGrew(end));
+        }
+    }
+}
+
+fn later(now: Instant, pause: Duration) -> Instant {
+    now.plus_ms(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Carries on with the jobs, flushes before merges and merges in turn, and nudges the writer when one ends.
+fn work_lane(jobs: &Jobs, writer: &Mailbox<Ticketed>) {
+    let mut out = Vec::new();
+    loop {
+        let wait = if out.is_empty() { None } else { Some(Duration::ZERO) };
+        if jobs.begun.take(&mut out, wait) == Taken::Closed {
+            return;
+        }
+        let next = out.iter().position(Job::is_flush).unwrap_or(0);
+        if next == out.len() {
+            continue;
+        }
+        let mut job: Job<OsDisk> = out.remove(next);
+        match job.step() {
+            Progress::Did => out.push(job),
+            Progress::Idle => {
+                jobs.ended.send(&mut vec![job]);
+                writer.nudge();
+            }
         }
     }
 }

@@ -5,6 +5,8 @@
 //! - Nothing is written before every write of the commit was checked and judged.
 //! - A later write of a commit is judged as if the earlier ones were applied.
 //! - A copy that retention would drop at once is taken for one that was here.
+//! - What is not above the tombstone floor of its partition and is not here is never taken: a tombstone that hid it
+//!   may be gone.
 //! - A commit never waits for a flush that another thread does: it is refused instead, as a whole.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -186,11 +188,21 @@ impl<D: Disk> Storage<D> {
         let in_batch = batch.range(of_key).next_back().map(|id| id.stamp);
         let in_tree = view.newest_stamp(event.partition, event.keyspace, &event.key)?;
         let previous = in_tree.max(in_batch);
+        let restamp = !mutation::is(Mutation::NoRestamp);
+        // A tombstone that hid it may be gone.
+        let floor = self.retentions.tombstone_floor(event.partition);
+        let below = event.stamp <= floor && (mode == Mode::Copy || restamp);
         let Some(newest) = previous.filter(|newest| *newest >= event.stamp) else {
-            return Ok(Outcome::Applied { sequence, newest: true, previous });
+            if !below {
+                return Ok(Outcome::Applied { sequence, newest: true, previous });
+            }
+            return Ok(match (self.changes.find(id)?, mode) {
+                (Some(_), _) => Outcome::Duplicate,
+                (None, Mode::Direct) => Outcome::Superseded { newest: floor },
+                (None, Mode::Copy) => Outcome::BelowFloor { floor },
+            });
         };
         // Even if it is here, for it may have come as a copy: its coordinator has to learn of the newer one.
-        let restamp = !mutation::is(Mutation::NoRestamp);
         if mode == Mode::Direct && newest > event.stamp && restamp {
             return Ok(Outcome::Superseded { newest });
         }
@@ -202,6 +214,9 @@ impl<D: Disk> Storage<D> {
                 return Ok(Outcome::Applied { sequence, newest: false, previous });
             }
             return Ok(Outcome::Duplicate);
+        }
+        if below {
+            return Ok(Outcome::BelowFloor { floor });
         }
         assert!(
             mode == Mode::Copy || !restamp,

@@ -117,16 +117,21 @@ impl<D: Disk> Storage<D> {
         let Recovery { tree, mut changes, mut hints, state, greatest, .. } = recovery;
         changes.publish();
         hints.publish();
+        let mut retentions = Retentions::default();
+        for (partition, floor) in tree.floors() {
+            retentions.set_tombstone_floor(*partition, *floor);
+        }
+        let gone = tree.floors().values().max().copied().unwrap_or(Stamp::ZERO);
         Ok(Self {
             disk,
             config,
-            recovered: greatest.max(tree.tables_greatest()),
+            recovered: greatest.max(tree.tables_greatest()).max(gone),
             tree,
             wal,
             changes,
             hints,
             metas: state.metas,
-            retentions: Retentions::default(),
+            retentions,
             logged: Vec::new(),
             helped: false,
             _lock: lock,
@@ -138,7 +143,8 @@ impl<D: Disk> Storage<D> {
     ///
     /// # Errors
     /// [`Error::TooLarge`], [`Error::KeyEmpty`], [`Error::HintsFull`], [`Error::Full`], [`Error::Busy`],
-    /// [`Error::Poisoned`], or a failed read: nothing of the commit was done. [`Error::WriteFailed`]: any part of it may come up after a restart.
+    /// [`Error::Poisoned`], or a failed read: nothing of the commit was done. [`Error::WriteFailed`]: any part of it may
+    /// come up after a restart.
     pub fn commit(
         &mut self,
         writes: Vec<Write>,
@@ -202,8 +208,9 @@ impl<D: Disk> Storage<D> {
         self.retentions.set_history(keyspace, retention);
     }
 
-    /// Every home replica of `partition` has everything up to `floor`: merges may drop older tombstones. Not kept over
-    /// a restart, never goes back.
+    /// Every home replica of `partition` has everything up to `floor`: merges may drop older tombstones, and nothing that
+    /// is not above it comes in any more ([`Outcome::BelowFloor`], or [`Outcome::Superseded`] for direct writes). It never
+    /// goes back. Over a restart as much of it is kept as tombstones were dropped under.
     pub fn set_tombstone_floor(&mut self, partition: u32, floor: Stamp) {
         self.retentions.set_tombstone_floor(partition, floor);
     }

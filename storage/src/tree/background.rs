@@ -79,11 +79,6 @@ impl<D: Disk> Tree<D> {
         self.guarded(Self::install)
     }
 
-    /// A flush is out of the tree's own hands.
-    pub(crate) fn flush_is_out(&self) -> bool {
-        self.flushing && self.own_flush.is_none()
-    }
-
     fn guarded<T>(&mut self, act: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
         if self.poisoned {
             return Err(Error::Poisoned);
@@ -139,14 +134,14 @@ impl<D: Disk> Tree<D> {
     }
 
     fn begin_merge(&mut self, terms: impl FnOnce() -> Terms) -> Option<Job<D>> {
-        let full = self.merge_all;
+        let full = self.merge_all.is_some_and(|up_to| up_to <= self.flushed());
         if self.merges == MERGES_MAX || (full && 0 < self.merges) {
             return None;
         }
         let mut runs = self.snapshot.version.runs();
         runs.retain(|run, _| !self.unmergeable.contains(run) && !self.merging.contains(run));
-        self.merge_all = false;
         let picked = if full {
+            self.merge_all = None;
             runs.into_keys().collect()
         } else {
             pick::pick(runs.into_iter(), &self.space.config)
@@ -219,6 +214,7 @@ impl<D: Disk> Tree<D> {
                 next_table: self.space.numbers.next(),
                 removed: install.removed.clone(),
                 added: install.written.entries.clone(),
+                floors: install.written.floors.clone(),
             };
             self.manifest.append(&*self.space.disk, &edit)?;
             let install = self.installs.pop_front().expect("just seen");

@@ -1,10 +1,11 @@
-//! The manifest: which tables there are, and how far the write-ahead log is in them. See `FORMAT.md`, "Manifest".
+//! The manifest: which tables there are, how far the write-ahead log is in them, and below what tombstones went. See `FORMAT.md`, "Manifest".
 //!
 //! Invariants:
 //!
 //! - An edit is one record: after a crash it has happened as a whole or not at all.
 //! - An edit counts once [`Manifest::append`] returned: it is synced by then. Tables that it names were synced
 //!   before, tables that it drops are removed after.
+//! - The floor under which a merge let a tombstone go is in the edit that makes the merge count.
 //! - A record that was cut short by a crash is the last one and is cut off. Anything else that does not parse is damage.
 //! - Rewriting makes a new file and renames it: at every instant one whole manifest has the name.
 //!
@@ -12,6 +13,8 @@
 //! inputs are gone ([`Error::Missing`]), or the write-ahead log begins after what is flushed, which its owner checks.
 
 use std::collections::BTreeMap;
+
+use starling_clock::Stamp;
 
 use crate::disk::{Disk, DiskFile};
 use crate::error::Error;
@@ -36,7 +39,7 @@ const NEW_NAME: &str = "MANIFEST.new";
 
 /// Field name, offset, size of a record's fixed part: the same table as `FORMAT.md`, for the test that compares them.
 #[cfg(test)]
-pub(crate) const RECORD_LAYOUT: [(&str, usize, usize); 7] = [
+pub(crate) const RECORD_LAYOUT: [(&str, usize, usize); 8] = [
     ("crc", 0, 4),
     ("length", 4, 4),
     ("sequence", 8, 8),
@@ -44,6 +47,7 @@ pub(crate) const RECORD_LAYOUT: [(&str, usize, usize); 7] = [
     ("next table", 24, 8),
     ("removed", 32, 4),
     ("added", 36, 4),
+    ("floors", 40, 4),
 ];
 
 /// A table as the manifest knows it.
@@ -65,6 +69,8 @@ pub(crate) struct Edit {
     pub(crate) next_table: u64,
     pub(crate) removed: Vec<u64>,
     pub(crate) added: Vec<TableEntry>,
+    /// Tombstones below these went with this edit, by partition.
+    pub(crate) floors: BTreeMap<u32, Stamp>,
 }
 
 /// What the edits add up to.
@@ -73,6 +79,8 @@ pub(crate) struct State {
     pub(crate) flushed: Lsn,
     pub(crate) next_table: u64,
     pub(crate) tables: BTreeMap<u64, TableEntry>,
+    /// By partition: a tombstone that was below may be gone, so that nothing at or below may come in again.
+    pub(crate) floors: BTreeMap<u32, Stamp>,
 }
 
 impl State {
@@ -89,6 +97,10 @@ impl State {
                 && self.tables.insert(entry.number, *entry).is_none();
             fresh.then_some(())?;
         }
+        for (partition, floor) in &edit.floors {
+            let known = self.floors.entry(*partition).or_insert(*floor);
+            *known = (*known).max(*floor);
+        }
         self.flushed = edit.flushed;
         self.next_table = edit.next_table;
         Some(())
@@ -100,6 +112,7 @@ impl State {
             next_table: self.next_table,
             removed: Vec::new(),
             added: self.tables.values().copied().collect(),
+            floors: self.floors.clone(),
         }
     }
 }
@@ -115,6 +128,7 @@ impl Edit {
         out.extend_from_slice(&self.next_table.to_le_bytes());
         out.extend_from_slice(&count(self.removed.len()).to_le_bytes());
         out.extend_from_slice(&count(self.added.len()).to_le_bytes());
+        out.extend_from_slice(&count(self.floors.len()).to_le_bytes());
         for number in &self.removed {
             out.extend_from_slice(&number.to_le_bytes());
         }
@@ -122,6 +136,10 @@ impl Edit {
             out.extend_from_slice(&entry.number.to_le_bytes());
             out.extend_from_slice(&entry.run.to_le_bytes());
             out.extend_from_slice(&entry.size.to_le_bytes());
+        }
+        for (partition, floor) in &self.floors {
+            out.extend_from_slice(&partition.to_le_bytes());
+            out.extend_from_slice(&floor.to_bytes());
         }
         let length = count(out.len() - start - RECORD_HEADER_SIZE);
         out[start + 4..start + 8].copy_from_slice(&length.to_le_bytes());
@@ -135,7 +153,9 @@ impl Edit {
         let next_table = take_u64(&mut payload)?;
         let removed = take_u32(&mut payload)? as usize;
         let added = take_u32(&mut payload)? as usize;
-        let wanted = removed.checked_mul(8)?.checked_add(added.checked_mul(24)?)?;
+        let floors = take_u32(&mut payload)? as usize;
+        let sizes = [removed.checked_mul(8)?, added.checked_mul(24)?, floors.checked_mul(20)?];
+        let wanted = sizes.into_iter().try_fold(0_usize, usize::checked_add)?;
         if payload.len() != wanted {
             return None;
         }
@@ -148,7 +168,13 @@ impl Edit {
             let run = take_u64(&mut payload)?;
             edit.added.push(TableEntry { number, run, size: take_u64(&mut payload)? });
         }
-        Some(edit)
+        for _ in 0..floors {
+            let partition = take_u32(&mut payload)?;
+            let (floor, rest) = payload.split_first_chunk()?;
+            payload = rest;
+            edit.floors.insert(partition, Stamp::from_bytes(*floor)?);
+        }
+        (edit.floors.len() == floors).then_some(edit)
     }
 }
 
@@ -242,7 +268,8 @@ impl<D: Disk> Manifest<D> {
     }
 
     fn is_long(&self) -> bool {
-        let snapshot = HEADER_SIZE + RECORD_HEADER_SIZE + 24 + 24 * self.state.tables.len();
+        let entries = 24 * self.state.tables.len() + 20 * self.state.floors.len();
+        let snapshot = HEADER_SIZE + RECORD_HEADER_SIZE + 28 + entries;
         REWRITE_SIZE.max(4 * snapshot as u64) < self.end
     }
 }

@@ -35,7 +35,7 @@ mod tests;
 mod version;
 mod view;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use starling_clock::Stamp;
@@ -112,7 +112,8 @@ pub(crate) struct Tree<D: Disk> {
     obsolete: VecDeque<u64>,
     /// Runs with a table that could not be read: left alone until they are repaired.
     unmergeable: BTreeSet<u64>,
-    merge_all: bool,
+    /// Everything is to be merged once this is flushed.
+    merge_all: Option<Lsn>,
     poisoned: bool,
 }
 
@@ -166,7 +167,7 @@ impl<D: Disk> Tree<D> {
             installs: VecDeque::new(),
             obsolete: VecDeque::new(),
             unmergeable: BTreeSet::new(),
-            merge_all: false,
+            merge_all: None,
             poisoned: false,
         })
     }
@@ -174,6 +175,11 @@ impl<D: Disk> Tree<D> {
     /// Every event of log records up to this is in durable tables.
     pub(crate) fn flushed(&self) -> Lsn {
         self.manifest.state().flushed
+    }
+
+    /// Below what tombstones may be gone, by partition.
+    pub(crate) fn floors(&self) -> &BTreeMap<u32, Stamp> {
+        &self.manifest.state().floors
     }
 
     /// Puts an event into the active memtable; one that is in it already changes nothing. The event is readable at
@@ -220,9 +226,9 @@ impl<D: Disk> Tree<D> {
         first.map_or(Stamp::ZERO, |table| table.bounds().stamp_greatest)
     }
 
-    /// Asks for a merge of all runs, so that everything that may go goes.
+    /// Asks for a merge of all runs, those of the frozen memtables too, so that everything that may go goes.
     pub(crate) fn request_full_merge(&mut self) {
-        self.merge_all = true;
+        self.merge_all = Some(self.frozen.back().map_or(self.flushed(), |(_, up_to)| *up_to));
     }
 
     /// Counts and sizes.

@@ -119,7 +119,9 @@ impl Sieve {
     fn let_go(&mut self) {
         if self.held.take().is_some() {
             let floor = self.terms.retentions.tombstone_floor(self.partition);
-            self.floors.insert(self.partition, floor);
+            if Stamp::ZERO < floor {
+                self.floors.insert(self.partition, floor);
+            }
         }
     }
 }

@@ -112,7 +112,8 @@ fn a_manifest_is_as_documented() {
     encode_header(&mut bytes);
     Edit { next_table: 1, ..Edit::default() }.encode(1, &mut bytes);
     let added = vec![TableEntry { number: 1, run: 1, size: 400 }];
-    let edit = Edit { flushed: Lsn(12), next_table: 2, removed: Vec::new(), added };
+    let floors = BTreeMap::from([(3, stamp(5))]);
+    let edit = Edit { flushed: Lsn(12), next_table: 2, removed: Vec::new(), added, floors };
     edit.encode(2, &mut bytes);
     assert_example("Manifest", 0, &bytes);
 }
