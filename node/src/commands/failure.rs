@@ -13,6 +13,10 @@ use crate::tls::TlsError;
 pub mod exit {
     /// Anything that has no code of its own.
     pub const OTHER: u8 = 1;
+    /// `storage`: something is damaged.
+    pub const DAMAGED: u8 = 1;
+    /// `storage`: the data directory could not be looked at.
+    pub const UNREADABLE: u8 = 2;
     /// Certificates are missing or of no use.
     pub const TLS: u8 = 5;
     /// There is no such key, no event of it in the range asked for, or (`keyspace show`) no such keyspace.
@@ -90,6 +94,23 @@ pub enum Failure {
         /// What the system said.
         source: io::Error,
     },
+    /// A data directory is damaged, in ways that the answer told.
+    #[error("{0}")]
+    Damaged(String),
+    /// A data directory could not be looked at.
+    #[error(transparent)]
+    Unreadable(#[from] starling_storage::Error),
+    /// The system refused a data directory.
+    #[error("{path}: {source}", path = path.display())]
+    CannotLook {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// There is no storage in a directory.
+    #[error("{path} is no data directory of a node: there is no `storage` in it", path = .0.display())]
+    NoStorage(PathBuf),
     /// Standard output is gone or full.
     #[error("standard output: {0}")]
     Output(#[source] io::Error),
@@ -107,6 +128,8 @@ impl Failure {
             Self::Row(RowError::Input { .. }) => exit::OTHER,
             Self::Row(_) => exit::CHANGE_REQUEST,
             Self::Usage(_) => 2,
+            Self::Damaged(_) => exit::DAMAGED,
+            Self::Unreadable(_) | Self::CannotLook { .. } | Self::NoStorage(_) => exit::UNREADABLE,
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
             Self::File { .. } | Self::System { .. } | Self::Output(_) => exit::OTHER,
         }

@@ -4,7 +4,8 @@
 //!
 //! - Every command ends in an exit code ([`exit`]; those of `node` are in its help), and an error in a text that says what to do.
 //! - A command that talks to a cluster is a client like any other: it uses `starling-client`. Only `node` runs a node, only
-//!   `cert` makes keys.
+//!   `cert` makes keys,
+//!   only `storage` touches a data directory otherwise.
 
 pub mod cert;
 pub mod changes;
@@ -17,6 +18,7 @@ pub mod node;
 pub mod output;
 pub mod rows;
 pub mod status;
+pub mod storage;
 
 mod failure;
 
@@ -67,6 +69,8 @@ enum Command {
     Client(client::ClientCommand),
     /// Make certificates.
     Cert(cert::CertArgs),
+    /// Check, show or repair the data directory of a node that is stopped.
+    Storage(storage::StorageArgs),
     /// Print completions for a shell: `starling completions bash > /etc/bash_completion.d/starling`.
     Completions {
         /// Which shell.
@@ -81,6 +85,7 @@ impl Cli {
         let done = match self.command {
             Command::Node(arguments) => return arguments.run(),
             Command::Cert(arguments) => cert::run(&arguments, out, time::wall_s()),
+            Command::Storage(arguments) => storage::run(arguments, out),
             Command::Completions { shell } => completions(shell, out),
             Command::Client(command) => run_client(&self.connect, command),
         };

@@ -21,7 +21,10 @@
 //!
 //! It knows nothing of order; `skiplist.rs` does. Under loom each node has a cell beside its bytes, so that a read that
 //! is not ordered after the write is found.
-#![expect(unsafe_code, reason = "nodes of any length, side by side, are outside of what safe code can lay")]
+#![expect(
+    unsafe_code,
+    reason = "nodes of any length, side by side, are outside of what safe code can lay"
+)]
 
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -103,7 +106,8 @@ struct Header {
 }
 
 const HEADER_SIZE: usize = size_of::<Header>();
-const _: () = assert!(align_of::<Header>() <= UNIT && HEADER_SIZE.is_multiple_of(align_of::<Header>()));
+const _: () =
+    assert!(align_of::<Header>() <= UNIT && HEADER_SIZE.is_multiple_of(align_of::<Header>()));
 
 /// A node that can be read.
 #[derive(Clone, Copy)]
@@ -232,7 +236,8 @@ impl Arena {
     pub(super) fn node(&self, at: NodeRef) -> Node<'_> {
         let number = at.number();
         let (block, offset) = (number >> OFFSET_BITS, number & ((1 << OFFSET_BITS) - 1));
-        let leaf = self.leaves[block as usize / LEAF_BLOCKS].get().expect("a node's block is there");
+        let leaf =
+            self.leaves[block as usize / LEAF_BLOCKS].get().expect("a node's block is there");
         let start = leaf[block as usize % LEAF_BLOCKS].load(Ordering::Acquire);
         debug_assert!(!start.is_null());
         // SAFETY: `Arena::add` made the reference for this arena (see the file's head), after it had stored the

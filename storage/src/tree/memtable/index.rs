@@ -38,7 +38,8 @@ const SEGMENTS_FREE: usize = 4;
 /// A search that meets a split tries again so many times.
 const TRIES: usize = 3;
 
-const _: () = assert!(DEPTH_MAX + LINE_BITS <= 32, "lines and segments are chosen by bits of their own");
+const _: () =
+    assert!(DEPTH_MAX + LINE_BITS <= 32, "lines and segments are chosen by bits of their own");
 
 #[derive(Default)]
 #[repr(align(64))]

@@ -163,7 +163,8 @@ impl Memtable {
         }
         writer.group = self.group_of(head).unwrap_or_else(|| {
             let number = u32::try_from(writer.fingers.len() + 1).expect("no more than events");
-            writer.groups_bytes += self.groups.add(number, head, writer.heights.draw(GROUP_HEIGHT_MAX));
+            writer.groups_bytes +=
+                self.groups.add(number, head, writer.heights.draw(GROUP_HEIGHT_MAX));
             self.heads.add(&mut writer.heads, hash_of(head), number);
             writer.fingers.push(Finger::new());
             number

@@ -34,11 +34,7 @@ pub(super) trait List {
 
 /// The last node that is `before`, in `path` for each level in use, and the first that is not: 0 if there is none.
 #[inline]
-pub(super) fn search<L: List>(
-    list: &L,
-    before: impl Fn(L::Node) -> bool,
-    path: &mut Path,
-) -> u32 {
+pub(super) fn search<L: List>(list: &L, before: impl Fn(L::Node) -> bool, path: &mut Path) -> u32 {
     let (mut at, mut at_number, mut beyond, mut next) = (None, 0, 0, 0);
     for level in (0..list.height().load(Ordering::Relaxed) as usize).rev() {
         loop {

@@ -20,9 +20,13 @@ fn an_event_counts_once() {
 #[test]
 fn an_insert_tells_what_was_the_newest() {
     let memtable = Memtable::default();
-    for (ms, new, previous) in
-        [(5, true, None), (3, true, Some(5)), (9, true, Some(5)), (3, false, Some(9)), (9, false, Some(9))]
-    {
+    for (ms, new, previous) in [
+        (5, true, None),
+        (3, true, Some(5)),
+        (9, true, Some(5)),
+        (3, false, Some(9)),
+        (9, false, Some(9)),
+    ] {
         let inserted = memtable.insert(&event(0, 0, b"key", ms));
         assert_eq!(inserted, Inserted { new, previous: previous.map(stamp) });
     }
@@ -65,7 +69,8 @@ fn a_cursor_goes_in_the_order_of_internal_keys_over_partitions_and_keyspaces() {
 #[test]
 fn values_of_any_length_come_back() {
     let memtable = Memtable::default();
-    let sizes = [0, 1, 7, 8, APART_SIZE_MIN - 18, APART_SIZE_MIN - 17, APART_SIZE_MIN, 3 * BLOCK_SIZE];
+    let sizes =
+        [0, 1, 7, 8, APART_SIZE_MIN - 18, APART_SIZE_MIN - 17, APART_SIZE_MIN, 3 * BLOCK_SIZE];
     let events = sizes.map(|size| Event {
         payload: vec![size.to_le_bytes()[0] ^ 0x5a; size].into(),
         ..event(0, 0, &size.to_le_bytes(), 1)

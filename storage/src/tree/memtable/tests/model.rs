@@ -12,13 +12,13 @@ fn any_event() -> impl Strategy<Value = Event> {
     let byte = prop::sample::select(vec![0_u8, 1, b'a', 0xff]);
     let key = prop_oneof![
         prop::collection::vec(byte.clone(), 1..4),
-        prop::collection::vec(byte, 1..3).prop_map(|end| [&b"a prefix that is shared"[..], &end].concat()),
+        prop::collection::vec(byte, 1..3)
+            .prop_map(|end| [&b"a prefix that is shared"[..], &end].concat()),
     ];
     let partition = prop::sample::select(vec![0_u32, 1, 256, u32::MAX]);
     let keyspace = prop::sample::select(vec![0_u64, 1, 1 << 32, u64::MAX]);
-    (partition, keyspace, key, 1_u64..12).prop_map(|(partition, keyspace, key, ms)| {
-        event(partition, keyspace, &key, ms)
-    })
+    (partition, keyspace, key, 1_u64..12)
+        .prop_map(|(partition, keyspace, key, ms)| event(partition, keyspace, &key, ms))
 }
 
 /// Where to begin: an event's internal key, cut or made longer.
@@ -52,7 +52,8 @@ fn check_walks(memtable: &Memtable, model: &BTreeMap<Vec<u8>, Event>, bound: &[u
 fn check_points(memtable: &Memtable, model: &BTreeMap<Vec<u8>, Event>, asked: &Event) {
     assert_eq!(memtable.contains(&internal(asked)), model.contains_key(&internal(asked)));
     let versions = model.values().filter(|event| {
-        (event.partition, event.keyspace, &event.key) == (asked.partition, asked.keyspace, &asked.key)
+        (event.partition, event.keyspace, &event.key)
+            == (asked.partition, asked.keyspace, &asked.key)
     });
     let versions: BTreeMap<Stamp, &Event> = versions.map(|event| (event.stamp, event)).collect();
     assert_eq!(newest(memtable, asked), versions.keys().next_back().copied());

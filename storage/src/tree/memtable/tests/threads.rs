@@ -49,7 +49,9 @@ fn readers_see_whole_events_and_all_that_was_inserted() {
                     let done = done.load(Ordering::Acquire);
                     if 0 < done {
                         check(memtable, done, probe);
-                        probe = probe.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1442 + reader);
+                        probe = probe
+                            .wrapping_mul(6_364_136_223_846_793_005)
+                            .wrapping_add(1442 + reader);
                     }
                     let digests = (0..5).map(|partition| memtable.digest(partition).events);
                     let counted = digests.sum();
