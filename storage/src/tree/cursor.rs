@@ -89,7 +89,10 @@ impl<'a, F: DiskFile> MergeCursor<'a, F> {
     pub(crate) fn stored(&self) -> Result<Stored, Error> {
         assert!(0 < self.live, "the cursor is on an event");
         match &self.sources[0] {
-            Source::Memtable(_, cursor) => Ok(cursor.stored().clone()),
+            Source::Memtable(_, cursor) => {
+                let value = cursor.entry().expect("the cursor is on an event").value();
+                Ok(Stored::copy(value).expect("it was encoded"))
+            }
             Source::Table(cursor) => cursor.stored(),
         }
     }
@@ -101,7 +104,9 @@ impl<'a, F: DiskFile> MergeCursor<'a, F> {
     pub(crate) fn action(&self) -> Result<Action, Error> {
         assert!(0 < self.live, "the cursor is on an event");
         match &self.sources[0] {
-            Source::Memtable(_, cursor) => Ok(cursor.stored().action),
+            Source::Memtable(_, cursor) => {
+                Ok(cursor.entry().expect("the cursor is on an event").action())
+            }
             Source::Table(cursor) => cursor.action(),
         }
     }

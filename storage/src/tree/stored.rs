@@ -49,6 +49,12 @@ impl Stored {
         Some((Action::from_u8(*action)?, request, STORED_HEADER_SIZE))
     }
 
+    /// From header and payload, with a copy of the payload; `None` if they are not that.
+    pub(crate) fn copy(bytes: &[u8]) -> Option<Self> {
+        let (action, request, header) = Self::decode_header(bytes)?;
+        Some(Self { action, request, payload: Bytes::copy_from_slice(&bytes[header..]) })
+    }
+
     /// From header and payload; `None` if they are not that. The payload shares the buffer.
     pub(crate) fn decode(bytes: &Bytes) -> Option<Self> {
         let (action, request, header) = Self::decode_header(bytes)?;

@@ -16,7 +16,7 @@ use starling_clock::Stamp;
 use super::Snapshot;
 use super::cursor::{MergeCursor, Source};
 use super::internal_key;
-use super::memtable::Memtable;
+use super::memtable::Entry;
 use super::stored::Stored;
 use super::table::{FoundEvent, Table, TableCursor, key_hash};
 use crate::disk::Disk;
@@ -208,7 +208,7 @@ impl<D: Disk> TreeView<D> {
     pub(crate) fn digest(&self, partition: u32) -> Result<Digest, Error> {
         let mut digest = Digest::default();
         for memtable in self.snapshot.memtables() {
-            digest.combine(memtable_digest(memtable, partition));
+            digest.combine(memtable.digest(partition));
         }
         for table in self.snapshot.version.tables() {
             digest.combine(table.summary(partition)?.unwrap_or_default().digest);
@@ -291,18 +291,14 @@ impl<D: Disk> TreeView<D> {
         }
         let target = internal_key::encode(partition, keyspace, key, at);
         let prefix = internal_key::prefix_of(&target);
+        let hash = key_hash(prefix);
         let mut best: Option<Located<'_, D>> = None;
         for memtable in self.snapshot.memtables() {
-            let cursor = memtable.seek(&target);
-            let Some(internal) = cursor.key().filter(|key| key.starts_with(prefix)) else {
-                continue;
-            };
-            let stamp = internal_key::stamp_of(internal).ok_or_else(no_internal_key)?;
-            if best.as_ref().is_none_or(|best| best.stamp() < stamp) {
-                best = Some(Located::Memtable(Newest { stamp, stored: cursor.stored().clone() }));
+            let Some(entry) = memtable.get(prefix, hash, at) else { continue };
+            if best.as_ref().is_none_or(|best| best.stamp() < entry.stamp()) {
+                best = Some(Located::Memtable(entry));
             }
         }
-        let hash = key_hash(prefix);
         for table in self.snapshot.version.tables() {
             let bounds = table.bounds();
             let newest = best.as_ref().map(Located::stamp);
@@ -357,21 +353,24 @@ pub(super) struct Newest {
 
 /// Where a version of a key is.
 enum Located<'a, D: Disk> {
-    Memtable(Newest),
+    Memtable(Entry<'a>),
     Table(&'a Table<D::File>, FoundEvent),
 }
 
 impl<D: Disk> Located<'_, D> {
     fn stamp(&self) -> Stamp {
         match self {
-            Self::Memtable(newest) => newest.stamp,
+            Self::Memtable(entry) => entry.stamp(),
             Self::Table(_, found) => found.stamp,
         }
     }
 
     fn read(self) -> Result<Newest, Error> {
         match self {
-            Self::Memtable(newest) => Ok(newest),
+            Self::Memtable(entry) => {
+                let stored = Stored::copy(entry.value()).expect("it was encoded");
+                Ok(Newest { stamp: entry.stamp(), stored })
+            }
             Self::Table(table, found) => {
                 let damaged = || Error::corrupt(table.path(), 0, "an event that is none");
                 let stored = found.stored().ok_or_else(damaged)?;
@@ -379,16 +378,6 @@ impl<D: Disk> Located<'_, D> {
             }
         }
     }
-}
-
-fn memtable_digest(memtable: &Memtable, partition: u32) -> Digest {
-    let mut cursor = memtable.seek(&partition.to_be_bytes());
-    let mut digest = Digest::default();
-    while let Some(internal) = cursor.key().filter(|internal| is_in(partition, internal)) {
-        digest.add(internal_key::id_hash(internal));
-        cursor.advance();
-    }
-    digest
 }
 
 fn is_in(partition: u32, internal: &[u8]) -> bool {

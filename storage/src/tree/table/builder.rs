@@ -15,6 +15,7 @@ use super::bloom::{self, Bloom};
 use super::entries::{EntriesBuilder, RESTART_INTERVAL, SEARCHED_RESTART_INTERVAL, common_prefix};
 use super::footer::{Bounds, Footer, Handle};
 use super::partitions::{PartitionSummary, PartitionsBuilder};
+use super::section::SectionHandle;
 use crate::TreeConfig;
 use crate::disk::{Disk, DiskFile};
 use crate::error::Error;
@@ -233,8 +234,8 @@ impl<D: Disk> TableBuilder<D> {
         let handle = self.end(Kind::Index, index.finish(), true);
         index.clear();
         self.index = index;
-        let value = [handle.to_bytes(), filter.to_bytes()];
-        self.sections.add(&self.section_lower, &[value.as_flattened()]);
+        let handle = SectionHandle { index: handle, filter };
+        self.sections.add(&self.section_lower, &[handle.to_bytes().as_flattened()]);
     }
 
     fn end_partition(&mut self) {

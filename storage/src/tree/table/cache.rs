@@ -1,4 +1,4 @@
-//! The block cache: decoded blocks of all tables, indexes and filters too, bounded in bytes.
+//! The block cache: decoded blocks of all tables, sections' indexes and filters too, bounded in bytes.
 //!
 //! Invariants:
 //!
@@ -7,12 +7,13 @@
 //! - The hasher has no random seed: the same reads give the same evictions.
 
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
 
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
 
-use super::bloom::Bloom;
 use super::entries::Entries;
+use super::section::Section;
 
 /// Locks that the cache is divided among.
 const SHARDS: usize = 8;
@@ -26,14 +27,14 @@ type BlockKey = (u64, u64);
 #[derive(Clone)]
 pub(crate) enum CachedBlock {
     Entries(Entries),
-    Filter(Bloom),
+    Section(Arc<Section>),
 }
 
 impl CachedBlock {
     fn size(&self) -> usize {
         match self {
             Self::Entries(entries) => entries.size(),
-            Self::Filter(filter) => filter.bytes().len(),
+            Self::Section(section) => section.size(),
         }
     }
 }
@@ -133,17 +134,6 @@ mod tests {
         assert!(cache.get(1, 0).is_some());
         assert!(cache.get(1, 1).is_none());
         assert!(cache.get(2, 0).is_none());
-    }
-
-    #[test]
-    fn filters_count_as_well() {
-        let cache = BlockCache::new(1 << 20, 8 << 10);
-        for offset in 0..1000 {
-            let filter = Bloom::from_bytes(vec![0; 8 << 10].into());
-            cache.insert(1, offset, CachedBlock::Filter(filter));
-            assert!(cache.bytes() <= 1 << 20);
-        }
-        assert!(1 << 19 < cache.bytes());
     }
 
     #[test]

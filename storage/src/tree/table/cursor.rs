@@ -8,12 +8,12 @@
 
 use std::sync::Arc;
 
-use super::block::{Damaged, Kind};
-use super::cache::CachedBlock;
+use super::block::Damaged;
 use super::entries::{Entries, EntriesCursor};
 use super::footer::Handle;
 use super::readahead::Readahead;
 use super::reader::{FoundEvent, Table};
+use super::section::Section;
 use crate::disk::DiskFile;
 use crate::error::Error;
 use crate::event::Action;
@@ -25,9 +25,10 @@ pub(crate) struct TableCursor<F> {
     table: Arc<Table<F>>,
     /// Whether it uses the cache.
     keep: bool,
-    /// Whose index this is.
-    section: usize,
-    index: EntriesCursor,
+    /// The section at hand and its number.
+    section: Option<(usize, Arc<Section>)>,
+    /// Which of its blocks is at hand.
+    place: usize,
     /// On the event, or on none.
     block: EntriesCursor,
     handle: Handle,
@@ -42,8 +43,8 @@ impl<F: DiskFile> TableCursor<F> {
         Self {
             table,
             keep,
-            section: usize::MAX,
-            index: EntriesCursor::new(Entries::default()),
+            section: None,
+            place: 0,
             block: EntriesCursor::new(Entries::default()),
             handle: Handle::default(),
             readahead: Readahead::new(!keep),
@@ -59,13 +60,12 @@ impl<F: DiskFile> TableCursor<F> {
 
     /// Moves to the first event at or after `from`.
     pub(crate) fn reseek(&mut self, from: &[u8]) -> Result<(), Error> {
-        let Some(section) = self.table.section_of(from) else {
+        let Some(number) = self.table.section_of(from) else {
             self.leave();
             return Ok(());
         };
-        self.enter_section(section)?;
-        self.on_index(|index| index.seek_floor(from))?;
-        self.enter_block()?;
+        let section = self.enter_section(number)?;
+        self.enter_block(section.index.floor(from))?;
         self.on_block(|block| block.seek(from))?;
         self.settle_forwards()
     }
@@ -73,16 +73,14 @@ impl<F: DiskFile> TableCursor<F> {
     /// Moves to the last event before `end`.
     pub(crate) fn seek_before(&mut self, end: &[u8]) -> Result<(), Error> {
         match self.table.section_of(end) {
-            Some(section) => {
-                self.enter_section(section)?;
-                self.on_index(|index| index.seek_floor(end))?;
-                self.enter_block()?;
+            Some(number) => {
+                let section = self.enter_section(number)?;
+                self.enter_block(section.index.floor(end))?;
                 self.on_block(|block| block.seek_before(end))?;
             }
             None => {
-                self.enter_section(self.table.sections.len() - 1)?;
-                self.on_index(EntriesCursor::last)?;
-                self.enter_block()?;
+                let section = self.enter_section(self.table.sections() - 1)?;
+                self.enter_block(section.index.len() - 1)?;
                 self.on_block(EntriesCursor::last)?;
             }
         }
@@ -150,15 +148,15 @@ impl<F: DiskFile> TableCursor<F> {
     /// Goes on to the next block while this one is at its end; then checks what it is on.
     fn settle_forwards(&mut self) -> Result<(), Error> {
         while !self.block.valid() {
-            self.on_index(EntriesCursor::advance)?;
-            if !self.index.valid() {
-                if self.section + 1 == self.table.sections.len() {
-                    return Ok(());
-                }
-                self.enter_section(self.section + 1)?;
-                self.on_index(EntriesCursor::first)?;
+            let Some((number, section)) = &self.section else { return Ok(()) };
+            if self.place + 1 < section.index.len() {
+                self.enter_block(self.place + 1)?;
+            } else if number + 1 < self.table.sections() {
+                self.enter_section(number + 1)?;
+                self.enter_block(0)?;
+            } else {
+                return Ok(());
             }
-            self.enter_block()?;
             self.on_block(EntriesCursor::first)?;
         }
         self.check()
@@ -167,15 +165,15 @@ impl<F: DiskFile> TableCursor<F> {
     /// Goes back to the block before while this one is at its front; then checks what it is on.
     fn settle_backwards(&mut self) -> Result<(), Error> {
         while !self.block.valid() {
-            self.on_index(EntriesCursor::retreat)?;
-            if !self.index.valid() {
-                if self.section == 0 {
-                    return Ok(());
-                }
-                self.enter_section(self.section - 1)?;
-                self.on_index(EntriesCursor::last)?;
+            let Some((number, _)) = &self.section else { return Ok(()) };
+            if let Some(before) = self.place.checked_sub(1) {
+                self.enter_block(before)?;
+            } else if let Some(before) = number.checked_sub(1) {
+                let section = self.enter_section(before)?;
+                self.enter_block(section.index.len() - 1)?;
+            } else {
+                return Ok(());
             }
-            self.enter_block()?;
             self.on_block(EntriesCursor::last)?;
         }
         self.check()
@@ -193,27 +191,25 @@ impl<F: DiskFile> TableCursor<F> {
         Err(self.table.damaged(self.handle))
     }
 
-    /// Makes the section's index the one at hand.
-    fn enter_section(&mut self, section: usize) -> Result<(), Error> {
-        if self.section != section {
-            self.leave();
-            self.section = usize::MAX;
-            let index = self.table.index(&self.table.sections[section], self.keep)?;
-            self.index.reset(index);
-            self.section = section;
+    /// Makes the section of this number the one at hand.
+    fn enter_section(&mut self, number: usize) -> Result<Arc<Section>, Error> {
+        if let Some((current, section)) = &self.section
+            && *current == number
+        {
+            return Ok(Arc::clone(section));
         }
-        Ok(())
+        self.leave();
+        self.section = None;
+        let section = self.table.section(number, self.keep)?;
+        self.section = Some((number, Arc::clone(&section)));
+        Ok(section)
     }
 
-    /// Opens the block that the index is on. The index of a section is never empty.
-    fn enter_block(&mut self) -> Result<(), Error> {
-        let index = self.table.sections[self.section].index;
-        if !self.index.valid() {
-            self.leave();
-            return Err(self.table.damaged(index));
-        }
-        let handle = Handle::from_bytes(self.index.value());
-        let handle = handle.ok_or_else(|| self.table.damaged(index))?;
+    /// Opens a block of the section at hand.
+    fn enter_block(&mut self, place: usize) -> Result<(), Error> {
+        let (_, section) = self.section.as_ref().expect("a section was entered");
+        let handle = *section.index.value(place);
+        self.place = place;
         if self.handle != handle || !self.block.is_loaded() {
             self.leave();
             self.handle = handle;
@@ -226,28 +222,15 @@ impl<F: DiskFile> TableCursor<F> {
     fn read_block(&mut self) -> Result<Entries, Error> {
         let (table, handle) = (&self.table, self.handle);
         if self.keep
-            && let Some(CachedBlock::Entries(entries)) = table.cached(handle)
+            && let Some(entries) = table.cached(handle)?
         {
             self.readahead.skip(handle);
             return Ok(entries);
         }
-        let contents = match self.readahead.read(table, handle)? {
-            Some(contents) => contents,
-            None if self.keep => return table.entries(handle, Kind::Data, true),
-            None => table.read(handle, Kind::Data)?,
-        };
-        Entries::new(contents).map_err(|_| table.damaged(handle))
-    }
-
-    fn on_index(
-        &mut self,
-        step: impl FnOnce(&mut EntriesCursor) -> Result<(), Damaged>,
-    ) -> Result<(), Error> {
-        step(&mut self.index).map_err(|_| {
-            let handle = self.table.sections[self.section].index;
-            self.leave();
-            self.table.damaged(handle)
-        })
+        match self.readahead.read(table, handle)? {
+            Some(contents) => Entries::new(contents).map_err(|_| table.damaged(handle)),
+            None => table.data(handle, self.keep),
+        }
     }
 
     fn on_block(

@@ -180,38 +180,6 @@ impl Entries {
         Ok(None)
     }
 
-    /// Where the value of the last entry lies whose key is not above `target`, and the entry after that; or else where
-    /// that of the first entry lies.
-    pub(crate) fn find_floor(
-        &self,
-        target: &[u8],
-    ) -> Result<Option<(Range<usize>, Option<Found>)>, Damaged> {
-        let mut floor = None;
-        if self.restarts == 0 {
-            return Ok(floor);
-        }
-        let mut at = self.restart(self.restart_before(target)?)?;
-        let mut matched = 0;
-        while at < self.list_start {
-            let Header { shared, suffix, value } = self.header(at)?;
-            let end = value.end;
-            // As in `find`.
-            if shared <= matched {
-                let (rest, wanted) = (&self.bytes[suffix.clone()], &target[shared..]);
-                let common = common_prefix(rest, wanted);
-                matched = shared + common;
-                if wanted[common..] < rest[common..] {
-                    let Some((_, next)) = &mut floor else { return Ok(Some((value, None))) };
-                    *next = Some(Found { at, shared, suffix, value });
-                    break;
-                }
-            }
-            floor = Some((value, None));
-            at = end;
-        }
-        Ok(floor)
-    }
-
     fn restart(&self, index: usize) -> Result<usize, Damaged> {
         assert!(index < self.restarts);
         let list = &self.bytes[self.list_start + 4 * index..];
@@ -360,20 +328,6 @@ impl EntriesCursor {
     pub(crate) fn seek_before(&mut self, target: &[u8]) -> Result<(), Damaged> {
         self.seek(target)?;
         if self.valid { self.retreat() } else { self.last() }
-    }
-
-    /// Moves to the last entry whose key is not above `target`, or to the first one.
-    pub(crate) fn seek_floor(&mut self, target: &[u8]) -> Result<(), Damaged> {
-        self.seek(target)?;
-        if self.valid && self.key == target {
-            return Ok(());
-        }
-        if self.valid {
-            self.retreat()?
-        } else {
-            self.last()?
-        }
-        if self.valid { Ok(()) } else { self.first() }
     }
 
     /// Moves to the next entry, or off the end.
@@ -561,7 +515,6 @@ mod tests {
         Last,
         Seek(Vec<u8>),
         SeekBefore(Vec<u8>),
-        SeekFloor(Vec<u8>),
         Advance(usize),
         Retreat(usize),
     }
@@ -572,7 +525,6 @@ mod tests {
             Just(Move::Last),
             key().prop_map(Move::Seek),
             key().prop_map(Move::SeekBefore),
-            key().prop_map(Move::SeekFloor),
             (1..40_usize).prop_map(Move::Advance),
             (1..40_usize).prop_map(Move::Retreat),
         ]
@@ -584,7 +536,6 @@ mod tests {
             Move::Last => cursor.last(),
             Move::Seek(target) => cursor.seek(target),
             Move::SeekBefore(target) => cursor.seek_before(target),
-            Move::SeekFloor(target) => cursor.seek_floor(target),
             Move::Advance(times) => (0..*times).try_for_each(|_| cursor.advance()),
             Move::Retreat(times) => (0..*times).try_for_each(|_| cursor.retreat()),
         }
@@ -593,13 +544,11 @@ mod tests {
     /// Where the move leads to in a sorted vector.
     fn moved(model: &[Pair], at: Option<usize>, step: &Move) -> Option<usize> {
         let below = |target: &Vec<u8>| model.partition_point(|(key, _)| key < target);
-        let not_above = |target: &Vec<u8>| model.partition_point(|(key, _)| key <= target);
         let index = match step {
             Move::First => Some(0),
             Move::Last => model.len().checked_sub(1),
             Move::Seek(target) => Some(below(target)),
             Move::SeekBefore(target) => below(target).checked_sub(1),
-            Move::SeekFloor(target) => Some(not_above(target).saturating_sub(1)),
             Move::Advance(times) => at.map(|at| at + times),
             Move::Retreat(times) => at.and_then(|at| at.checked_sub(*times)),
         };
@@ -620,17 +569,6 @@ mod tests {
                 run(&mut cursor, step).expect("sound");
                 at = moved(&model, at, step);
                 prop_assert_eq!(pair(&cursor), at.map(|at| model[at].clone()), "after {:?}", step);
-                if let Move::SeekFloor(target) = step {
-                    let key = |found: Found| [&target[..found.shared], entries.slice(found.suffix)].concat();
-                    let floor = entries.find_floor(target).expect("sound");
-                    let floor = floor.map(|(value, next)| (entries.slice(value).to_vec(), next.map(key)));
-                    let is_floor = at.is_some_and(|at| model[at].0 <= *target);
-                    let wanted = at.map(|at| {
-                        let next = model.get(at + 1).filter(|_| is_floor);
-                        (model[at].1.clone(), next.map(|(key, _)| key.clone()))
-                    });
-                    prop_assert_eq!(floor, wanted);
-                }
                 if let Move::Seek(target) = step {
                     let found = entries.find(target).expect("sound").map(|found| {
                         let suffix = entries.slice(found.suffix);

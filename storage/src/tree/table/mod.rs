@@ -12,9 +12,11 @@ mod cache;
 mod cursor;
 mod entries;
 mod footer;
+mod index;
 mod partitions;
 mod readahead;
 mod reader;
+mod section;
 #[cfg(test)]
 mod tests;
 

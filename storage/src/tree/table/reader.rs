@@ -14,24 +14,17 @@ use bytes::Bytes;
 use starling_clock::Stamp;
 
 use super::block::{self, Damaged, Kind};
-use super::bloom::Bloom;
 use super::cache::{BlockCache, CachedBlock};
 use super::cursor::TableCursor;
-use super::entries::{Entries, EntriesCursor, Found};
+use super::entries::{Entries, Found};
 use super::footer::{Bounds, FOOTER_SIZE, Footer, FooterError, Handle, VERSION};
+use super::index::Index;
 use super::partitions::{self, PartitionSummary};
+use super::section::{Section, SectionHandle};
 use crate::disk::{Disk, DiskFile};
 use crate::error::Error;
 use crate::tree::internal_key;
 use crate::tree::stored::Stored;
-
-/// Some data blocks that follow each other, with an index and a filter of their own.
-pub(super) struct Section {
-    /// Above every key before the section, not above any in it.
-    lower: Box<[u8]>,
-    pub(super) index: Handle,
-    filter: Handle,
-}
 
 /// An event that a point read found, not yet read.
 pub(crate) struct FoundEvent {
@@ -59,7 +52,7 @@ pub(crate) struct Table<F> {
     path: String,
     pub(super) file: F,
     bounds: Bounds,
-    pub(super) sections: Vec<Section>,
+    sections: Index<SectionHandle>,
     /// The least key above all keys.
     upper: Box<[u8]>,
     /// Where the list of sections begins: data ends before.
@@ -89,21 +82,22 @@ impl<F: DiskFile> Table<F> {
         if footer.table != number {
             return Err(Error::corrupt(&path, size, "the table's number"));
         }
-        let mut table = Self {
+        let damaged = |_| Error::corrupt(&path, footer.sections.offset, "a table block");
+        let contents = read_block(&file, &path, size, footer.sections, Kind::Sections)?;
+        let (sections, upper) = sections(contents).map_err(damaged)?;
+        Ok(Self {
             number,
             run,
             size,
             path,
             file,
             bounds: footer.bounds,
-            sections: Vec::new(),
-            upper: Box::default(),
+            sections,
+            upper,
             sections_at: footer.sections,
             partitions: footer.partitions,
             cache,
-        };
-        table.read_sections()?;
-        Ok(table)
+        })
     }
 
     pub(crate) fn number(&self) -> u64 {
@@ -125,13 +119,12 @@ impl<F: DiskFile> Table<F> {
 
     /// The first key, and the least key above the last one.
     pub(crate) fn key_range(&self) -> (&[u8], &[u8]) {
-        (&self.sections[0].lower, &self.upper)
+        (self.sections.key(0), &self.upper)
     }
 
     /// Memory held while it is open, in bytes.
     pub(crate) fn pinned_bytes(&self) -> usize {
-        let sections = self.sections.iter();
-        sections.map(|section| section.lower.len() + size_of::<Section>()).sum()
+        self.sections.size() + self.upper.len() + self.path.len() + size_of::<Self>()
     }
 
     /// Whether it has events of this partition, or may.
@@ -146,7 +139,7 @@ impl<F: DiskFile> Table<F> {
     /// [`Error::Corrupt`] or [`Error::Io`] if the filter can't be read: nobody knows then.
     pub(crate) fn may_contain(&self, from: &[u8], hash: u64) -> Result<bool, Error> {
         let Some(section) = self.section_of(from) else { return Ok(false) };
-        if self.filter(&self.sections[section])?.may_contain(hash) {
+        if self.section(section, true)?.filter.may_contain(hash) {
             return Ok(true);
         }
         // The versions of a key may go on in the next section.
@@ -165,19 +158,16 @@ impl<F: DiskFile> Table<F> {
         hash: u64,
     ) -> Result<Option<FoundEvent>, Error> {
         let Some(number) = self.section_of(target) else { return Ok(None) };
-        let section = &self.sections[number];
+        let section = self.section(number, true)?;
         let prefix = internal_key::prefix_of(target);
         // The versions of a key may go on in the next section, and in the next block.
         let after = || self.lower_of(number + 1).starts_with(prefix);
-        if !self.filter(section)?.may_contain(hash) && !after() {
+        if !section.filter.may_contain(hash) && !after() {
             return Ok(None);
         }
-        let index = self.index(section, true)?;
-        let floor = index.find_floor(target).map_err(|_| self.damaged(section.index))?;
-        let (value, next) = floor.ok_or_else(|| self.damaged(section.index))?;
-        let handle = Handle::from_bytes(index.slice(value));
-        let handle = handle.ok_or_else(|| self.damaged(section.index))?;
-        let block = self.entries(handle, Kind::Data, true)?;
+        let place = section.index.floor(target);
+        let handle = *section.index.value(place);
+        let block = self.data(handle, true)?;
         if let Some(found) = block.find(target).map_err(|_| self.damaged(handle))? {
             if !block.begins_with(&found, target, prefix.len()) {
                 return Ok(None);
@@ -185,9 +175,10 @@ impl<F: DiskFile> Table<F> {
             let stamp = stamp_of(&block, &found, target).ok_or_else(|| self.damaged(handle))?;
             return Ok(Some(FoundEvent { stamp, block, value: found.value }));
         }
-        let goes_on = match next {
-            Some(next) => index.begins_with(&next, target, prefix.len()),
-            None => after(),
+        let goes_on = if place + 1 < section.index.len() {
+            section.index.key(place + 1).starts_with(prefix)
+        } else {
+            after()
         };
         if !goes_on {
             return Ok(None);
@@ -223,11 +214,8 @@ impl<F: DiskFile> Table<F> {
     /// [`Error::Corrupt`] or [`Error::Io`] if an index can't be read.
     pub(crate) fn offset_of(&self, key: &[u8]) -> Result<u64, Error> {
         let Some(section) = self.section_of(key) else { return Ok(self.sections_at.offset) };
-        let section = &self.sections[section];
-        let index = self.index(section, true)?;
-        let floor = index.find_floor(key).map_err(|_| self.damaged(section.index))?;
-        let handle = floor.and_then(|(value, _)| Handle::from_bytes(index.slice(value)));
-        Ok(handle.ok_or_else(|| self.damaged(section.index))?.offset)
+        let section = self.section(section, true)?;
+        Ok(section.index.value(section.index.floor(key)).offset)
     }
 
     /// The section that has the first event at or after `target`, or else the one before that; `None` past the end.
@@ -235,63 +223,65 @@ impl<F: DiskFile> Table<F> {
         if *self.upper <= *target {
             return None;
         }
-        let after = self.sections.partition_point(|section| *section.lower <= *target);
-        Some(after.saturating_sub(1))
+        Some(self.sections.floor(target))
+    }
+
+    /// How many sections there are.
+    pub(super) fn sections(&self) -> usize {
+        self.sections.len()
     }
 
     /// What the section of this number begins with, or what ends the last one.
     fn lower_of(&self, section: usize) -> &[u8] {
-        self.sections.get(section).map_or(&self.upper, |section| &section.lower)
+        if section < self.sections.len() { self.sections.key(section) } else { &self.upper }
     }
 
-    /// The index of a section; `keep`: whether it stays in the cache.
-    pub(super) fn index(&self, section: &Section, keep: bool) -> Result<Entries, Error> {
-        self.entries(section.index, Kind::Index, keep)
-    }
-
-    /// The block at `handle`, if it is in the cache.
-    pub(super) fn cached(&self, handle: Handle) -> Option<CachedBlock> {
-        self.cache.get(self.number, handle.offset)
-    }
-
-    /// The block at `handle`; `keep`: whether it stays in the cache.
-    pub(super) fn entries(&self, handle: Handle, kind: Kind, keep: bool) -> Result<Entries, Error> {
-        match self.cached(handle) {
-            Some(CachedBlock::Entries(entries)) => return Ok(entries),
-            Some(CachedBlock::Filter(_)) => return Err(self.damaged(handle)),
+    /// The section of this number; `keep`: whether it stays in the cache.
+    pub(super) fn section(&self, number: usize, keep: bool) -> Result<Arc<Section>, Error> {
+        let at = *self.sections.value(number);
+        match self.cache.get(self.number, at.filter.offset) {
+            Some(CachedBlock::Section(section)) => return Ok(section),
+            Some(CachedBlock::Entries(_)) => return Err(self.damaged(at.filter)),
             None => {}
         }
-        let entries = Entries::new(self.read(handle, kind)?).map_err(|_| self.damaged(handle))?;
+        let whole = at.whole().ok_or_else(|| self.damaged(at.filter))?;
+        let mut filter = read_bytes(&self.file, &self.path, self.size, whole)?;
+        let index = filter.split_off(at.filter.length as usize);
+        let filter = block::decode(Kind::Filter, &filter).map_err(|_| self.damaged(at.filter))?;
+        let index = block::decode(Kind::Index, &index).map_err(|_| self.damaged(at.index))?;
+        let section = Section::new(filter, index).map_err(|_| self.damaged(at.index))?;
+        let section = Arc::new(section);
+        if keep {
+            let cached = CachedBlock::Section(Arc::clone(&section));
+            self.cache.insert(self.number, at.filter.offset, cached);
+        }
+        Ok(section)
+    }
+
+    /// The data block at `handle`, if it is in the cache.
+    pub(super) fn cached(&self, handle: Handle) -> Result<Option<Entries>, Error> {
+        match self.cache.get(self.number, handle.offset) {
+            Some(CachedBlock::Entries(entries)) => Ok(Some(entries)),
+            Some(CachedBlock::Section(_)) => Err(self.damaged(handle)),
+            None => Ok(None),
+        }
+    }
+
+    /// The data block at `handle`; `keep`: whether it stays in the cache.
+    pub(super) fn data(&self, handle: Handle, keep: bool) -> Result<Entries, Error> {
+        self.entries(handle, Kind::Data, keep)
+    }
+
+    fn entries(&self, handle: Handle, kind: Kind, keep: bool) -> Result<Entries, Error> {
+        if let Some(entries) = self.cached(handle)? {
+            return Ok(entries);
+        }
+        let contents = read_block(&self.file, &self.path, self.size, handle, kind)?;
+        let entries = Entries::new(contents).map_err(|_| self.damaged(handle))?;
         if keep {
             self.cache.insert(self.number, handle.offset, CachedBlock::Entries(entries.clone()));
         }
         Ok(entries)
-    }
-
-    fn filter(&self, section: &Section) -> Result<Bloom, Error> {
-        let handle = section.filter;
-        match self.cached(handle) {
-            Some(CachedBlock::Filter(filter)) => return Ok(filter),
-            Some(CachedBlock::Entries(_)) => return Err(self.damaged(handle)),
-            None => {}
-        }
-        let filter = Bloom::from_bytes(self.read(handle, Kind::Filter)?);
-        self.cache.insert(self.number, handle.offset, CachedBlock::Filter(filter.clone()));
-        Ok(filter)
-    }
-
-    /// The contents of a block, from the file.
-    pub(super) fn read(&self, handle: Handle, kind: Kind) -> Result<Bytes, Error> {
-        let end = handle.offset.checked_add(u64::from(handle.length));
-        if end.is_none_or(|end| self.size < end) {
-            return Err(self.damaged(handle));
-        }
-        let mut bytes = vec![0; handle.length as usize];
-        let read = self.file.read_full_at(&mut bytes, handle.offset);
-        if read.map_err(Error::io("read", &self.path))? != bytes.len() {
-            return Err(self.damaged(handle));
-        }
-        block::decode(kind, &bytes.into()).map_err(|_| self.damaged(handle))
     }
 
     /// The file, in the data directory.
@@ -302,34 +292,48 @@ impl<F: DiskFile> Table<F> {
     pub(super) fn damaged(&self, handle: Handle) -> Error {
         Error::corrupt(&self.path, handle.offset, "a table block")
     }
-
-    fn read_sections(&mut self) -> Result<(), Error> {
-        let handle = self.sections_at;
-        let contents = self.read(handle, Kind::Sections)?;
-        let (sections, upper) = sections(contents).map_err(|_| self.damaged(handle))?;
-        (self.sections, self.upper) = (sections, upper);
-        Ok(())
-    }
 }
 
 /// The sections, one at the least, and the key that ends the last one.
-fn sections(contents: Bytes) -> Result<(Vec<Section>, Box<[u8]>), Damaged> {
-    let mut cursor = EntriesCursor::new(Entries::new(contents)?);
-    let mut sections = Vec::new();
-    cursor.first()?;
-    while cursor.valid() {
-        let lower = cursor.key().into();
-        if cursor.value().is_empty() && !sections.is_empty() {
-            cursor.advance()?;
-            return if cursor.valid() { Err(Damaged) } else { Ok((sections, lower)) };
-        }
-        let (index, filter) = cursor.value().split_at_checked(Handle::SIZE).ok_or(Damaged)?;
-        let index = Handle::from_bytes(index).ok_or(Damaged)?;
-        let filter = Handle::from_bytes(filter).ok_or(Damaged)?;
-        sections.push(Section { lower, index, filter });
-        cursor.advance()?;
+fn sections(contents: Bytes) -> Result<(Index<SectionHandle>, Box<[u8]>), Damaged> {
+    // The last entry has no value; nor has any other.
+    let decode = |value: &[u8]| match value {
+        [] => Some(None),
+        _ => SectionHandle::from_bytes(value).map(Some),
+    };
+    let mut index = Index::new(contents, decode)?;
+    let Some((upper, None)) = index.pop() else { return Err(Damaged) };
+    Ok((index.unwrap_all().ok_or(Damaged)?, upper))
+}
+
+/// The contents of the block at `handle`, from the file.
+fn read_block<F: DiskFile>(
+    file: &F,
+    path: &str,
+    size: u64,
+    handle: Handle,
+    kind: Kind,
+) -> Result<Bytes, Error> {
+    let bytes = read_bytes(file, path, size, handle)?;
+    let damaged = |_| Error::corrupt(path, handle.offset, "a table block");
+    block::decode(kind, &bytes).map_err(damaged)
+}
+
+/// What lies at `handle`, from the file.
+fn read_bytes<F: DiskFile>(
+    file: &F,
+    path: &str,
+    size: u64,
+    handle: Handle,
+) -> Result<Bytes, Error> {
+    let damaged = || Error::corrupt(path, handle.offset, "a table block");
+    let end = handle.offset.checked_add(u64::from(handle.length));
+    if end.is_none_or(|end| size < end) {
+        return Err(damaged());
     }
-    Err(Damaged)
+    let mut bytes = vec![0; handle.length as usize];
+    let read = file.read_full_at(&mut bytes, handle.offset).map_err(Error::io("read", path))?;
+    if read == bytes.len() { Ok(bytes.into()) } else { Err(damaged()) }
 }
 
 /// The stamp of what a search for `target` found, which is of the same key; `None` if it is no event.
