@@ -25,6 +25,7 @@ mod log;
 mod lsn;
 pub mod offline;
 mod packed;
+mod scrub;
 mod small_file;
 mod state;
 mod tree;
@@ -44,6 +45,7 @@ pub use event::{
     KEY_SIZE_MAX, KeyspaceId, PAYLOAD_SIZE_LIMIT, Provenance, RequestId,
 };
 pub use lsn::Lsn;
+pub use scrub::{Scrub, ScrubStatus, Scrubbed};
 pub use tree::Job;
 pub use types::{
     CLUSTER_NAME_SIZE_MAX, Change, Digest, Estimate, Identity, META_COUNT_MAX, META_NAME_SIZE_MAX,

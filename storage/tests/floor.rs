@@ -6,8 +6,8 @@ mod support;
 
 use starling_clock::Stamp;
 use starling_storage::{
-    Action, CrashMode, Event, Fault, HistoryRetention, Mode, Outcome, Progress, Provenance, SimDisk,
-    Storage, Sync, Write,
+    Action, CrashMode, Event, Fault, HistoryRetention, Mode, Outcome, Progress, Provenance,
+    SimDisk, Storage, Sync, Write,
 };
 use support::*;
 

@@ -14,7 +14,7 @@ use super::manifest::{State, TableEntry};
 use super::run_writer::{RunWriter, TableNumbers, TableSpace};
 use super::stored::Stored;
 use super::table::{self, BlockCache, Table, TableCursor, key_hash};
-use crate::{Action, Disk, DiskFile, Error, Event, TreeConfig};
+use crate::{Action, Digest, Disk, DiskFile, Error, Event, EventId, TreeConfig};
 
 pub(crate) use super::manifest::{
     State as ManifestState, TableEntry as ManifestTable, inspect as inspect_manifest,
@@ -84,6 +84,38 @@ pub(crate) fn walk_table<F: DiskFile>(
     Ok(())
 }
 
+/// A walk over a table that can be put aside.
+pub(crate) struct Walk<F> {
+    table: Arc<Table<F>>,
+    cursor: TableCursor<F>,
+}
+
+impl<F: DiskFile> Walk<F> {
+    /// Begins at the first event.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] or a failed read.
+    pub(crate) fn begin(table: Arc<Table<F>>) -> Result<Self, Error> {
+        table.summaries()?;
+        let cursor = TableCursor::seek(Arc::clone(&table), &[], false)?;
+        Ok(Self { table, cursor })
+    }
+
+    /// How large the next event is, which is read; `None` at the end.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] or a failed read.
+    pub(crate) fn next_size(&mut self) -> Result<Option<usize>, Error> {
+        let Some(key) = self.cursor.key() else { return Ok(None) };
+        if !self.table.may_contain(key, key_hash(internal_key::prefix_of(key)))? {
+            return Err(Error::corrupt(self.table.path(), 0, "the filter misses a key"));
+        }
+        let size = key.len() + self.cursor.stored()?.payload.len();
+        self.cursor.advance()?;
+        Ok(Some(size))
+    }
+}
+
 /// Reads all of a table and holds it to what it says of itself.
 ///
 /// # Errors
@@ -98,6 +130,7 @@ pub(crate) fn check_table<D: Disk>(
     let damaged = |reason| Error::corrupt(&path, 0, reason);
     let mut seeker = TableCursor::seek(Arc::clone(&table), &[], false)?;
     let (mut events, mut deletes, mut keys) = (0_u64, 0_u64, 0_u64);
+    let mut partitions: BTreeMap<u32, (Digest, u64, u64)> = BTreeMap::new();
     let (mut stamp_least, mut stamp_greatest) = (Stamp::MAX, Stamp::ZERO);
     let (mut least, mut last) = (Vec::new(), Vec::new());
     walk_table(&table, |key, stored| {
@@ -110,6 +143,7 @@ pub(crate) fn check_table<D: Disk>(
         let prefix = internal_key::prefix_of(key);
         if events == 0 || internal_key::prefix_of(&last) != prefix {
             keys += 1;
+            partitions.entry(parts.partition).or_default().2 += 1;
             if !table.may_contain(key, key_hash(prefix))? {
                 return Err(damaged("the filter misses a key"));
             }
@@ -120,6 +154,10 @@ pub(crate) fn check_table<D: Disk>(
                 return Err(damaged("the index misses a key"));
             }
         }
+        let (keyspace, stamp) = (parts.keyspace, parts.stamp);
+        let sum = partitions.entry(parts.partition).or_default();
+        sum.0.add(EventId { keyspace, key: &parts.key, stamp }.hash());
+        sum.1 += u64::from(stored.action == Action::Delete);
         stamp_least = stamp_least.min(parts.stamp);
         stamp_greatest = stamp_greatest.max(parts.stamp);
         events += 1;
@@ -128,6 +166,10 @@ pub(crate) fn check_table<D: Disk>(
         last.extend_from_slice(key);
         Ok(())
     })?;
+    let told = table.summaries()?.into_iter();
+    if !told.map(|(partition, it)| (partition, (it.digest, it.deletes, it.keys))).eq(partitions) {
+        return Err(damaged("the counts of partitions"));
+    }
     let bounds = table.bounds();
     let counts = (bounds.events, bounds.deletes, bounds.keys) == (events, deletes, keys);
     if events == 0 || !counts {

@@ -6,9 +6,9 @@ use starling_clock::{NodeId, Stamp};
 use starling_storage::{Disk, Error, Event, Order, Storage};
 
 /// Targets of hints that are looked at.
-pub const TARGETS: [NodeId; 2] = [NodeId(7), NodeId(9)];
+pub(crate) const TARGETS: [NodeId; 2] = [NodeId(7), NodeId(9)];
 /// Partitions that are looked at.
-pub const PARTITIONS: u32 = 4;
+pub(crate) const PARTITIONS: u32 = 4;
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
@@ -31,7 +31,7 @@ fn event_fields(event: &Event) -> String {
 }
 
 /// One line for each event of the tree, each change, each hint, each named value, and some ways to read them.
-pub fn lines<D: Disk>(storage: &Storage<D>) -> Result<Vec<String>, Error> {
+pub(crate) fn lines<D: Disk>(storage: &Storage<D>) -> Result<Vec<String>, Error> {
     let view = storage.view();
     let mut lines = Vec::new();
     for partition in 0..PARTITIONS {
