@@ -20,7 +20,7 @@ use std::time::Duration;
 use starling_clock::{HybridTime, NodeId, Stamp};
 use starling_storage::{
     Action, Config, Event, HistoryRetention, Identity, Job, KeyspaceId, Mode, OsDisk, Progress,
-    Provenance, RequestId, Storage, Sync, View, Write,
+    Provenance, RequestId, Scan, Storage, Sync, View, Write,
 };
 
 use super::api::{Change, Durability, Engine, EngineError, Range, Reader, Settings, Visit};
@@ -419,25 +419,20 @@ impl Reader for StarlingReader<'_> {
         let view = self.view();
         let mut left = limit;
         loop {
-            let page = view
-                .scan(
-                    PARTITION,
-                    KEYSPACE,
-                    prefix,
-                    after.as_deref(),
-                    Stamp::MAX,
-                    left.min(PAGE_ROWS),
-                    PAGE_BYTES,
-                )
-                .map_err(failed)?;
+            let scan = Scan {
+                after: after.as_deref(),
+                live_only: true,
+                limit: left.min(PAGE_ROWS),
+                bytes_max: PAGE_BYTES,
+                ..Scan::new(PARTITION, KEYSPACE, prefix)
+            };
+            let page = view.scan_page(&scan).map_err(failed)?;
             for event in &page.events {
-                if event.action == Action::Put && 0 < left {
-                    visit(&event.key, &event.payload);
-                    left -= 1;
-                }
+                visit(&event.key, &event.payload);
             }
-            match page.events.last() {
-                Some(last) if page.more && 0 < left => after = Some(last.key.to_vec()),
+            left -= page.events.len();
+            match page.resume {
+                Some(resume) if page.more && 0 < left => after = Some(resume.to_vec()),
                 _ => return Ok(()),
             }
         }
