@@ -116,6 +116,8 @@ pub struct HistoryRetention {
 pub struct Retentions {
     keyspaces: BTreeMap<KeyspaceId, HistoryRetention>,
     tombstone_floors: BTreeMap<u32, Stamp>,
+    /// Counts changes.
+    revision: u64,
 }
 
 impl Retentions {
@@ -134,13 +136,35 @@ impl Retentions {
         !self.tombstone_floors.is_empty()
     }
 
+    /// The least of the floors of the partitions `first..=last` that have one.
+    pub(crate) fn least_tombstone_floor(&self, first: u32, last: u32) -> Option<Stamp> {
+        self.tombstone_floors.range(first..=last).map(|(_, floor)| *floor).min()
+    }
+
+    /// Whether any keyspace keeps less than all history.
+    pub(crate) fn has_limits(&self) -> bool {
+        self.keyspaces.values().any(|retention| *retention != HistoryRetention::default())
+    }
+
+    /// The longest time that any keyspace which limits it keeps a version that was replaced.
+    pub(crate) fn greatest_age_ms_max(&self) -> Option<u64> {
+        self.keyspaces.values().filter_map(|retention| retention.age_ms_max).max()
+    }
+
+    /// Another number after each change.
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision
+    }
+
     /// Sets what `keyspace` keeps.
     pub fn set_history(&mut self, keyspace: KeyspaceId, retention: HistoryRetention) {
+        self.revision += 1;
         self.keyspaces.insert(keyspace, retention);
     }
 
     /// Sets below which stamp tombstones of `partition` may be dropped. It never goes back.
     pub fn set_tombstone_floor(&mut self, partition: u32, floor: Stamp) {
+        self.revision += 1;
         let known = self.tombstone_floors.entry(partition).or_insert(Stamp::ZERO);
         *known = floor.max(*known);
     }

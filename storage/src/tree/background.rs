@@ -13,7 +13,7 @@ use super::flush::Flush;
 use super::job::{Job, Task};
 use super::manifest::Edit;
 use super::merge::Merge;
-use super::pick;
+use super::pick::{Pick, Picker, Run};
 use super::run_writer::{RunWriter, Written};
 use super::sieve::Terms;
 use super::{Tree, table};
@@ -26,11 +26,14 @@ use crate::types::Progress;
 /// So many merges are out at once: while a large one takes its time, small ones go on.
 const MERGES_MAX: usize = 2;
 
+/// With nothing to merge, nothing but time can change that: it is looked again after so many milliseconds.
+const LOOK_INTERVAL_MS: u64 = 1000;
+
 /// A flush or merge that is written and waits for its edit to be durable.
 pub(super) struct Install<D: Disk> {
     /// Tables and runs that go.
     removed: Vec<u64>,
-    runs: Vec<u64>,
+    pick: Pick,
     written: Written<D>,
     /// Set by a flush: the memtable goes.
     flushed: Option<Lsn>,
@@ -52,12 +55,11 @@ impl<D: Disk> Tree<D> {
         if self.poisoned {
             return None;
         }
-        let terms = || Terms { retentions: Arc::new(retentions.clone()), now_ms };
         if !self.obsolete.is_empty() {
             let task = Task::Remove(std::mem::take(&mut self.obsolete));
             return Some(Job::new(Arc::clone(&self.space), task));
         }
-        self.begin_flush(terms).or_else(|| self.begin_merge(terms))
+        self.begin_flush(now_ms, retentions).or_else(|| self.begin_merge(now_ms, retentions))
     }
 
     /// Takes a job back. If it was done it counts from now on, and is visible.
@@ -98,12 +100,11 @@ impl<D: Disk> Tree<D> {
             self.space.disk.remove(&path).map_err(Error::io("remove", &path))?;
             return Ok(Progress::Did);
         }
-        let terms = || Terms { retentions: Arc::new(retentions.clone()), now_ms };
         if self.own_merge.is_none() {
-            self.own_merge = self.begin_merge(terms);
+            self.own_merge = self.begin_merge(now_ms, retentions);
         }
         if self.own_flush.is_none() {
-            self.own_flush = self.begin_flush(terms);
+            self.own_flush = self.begin_flush(now_ms, retentions);
         }
         // Turn by turn, so that neither memtables nor tables pile up while the other is served.
         self.merge_turn = !self.merge_turn;
@@ -122,37 +123,46 @@ impl<D: Disk> Tree<D> {
         Ok(Progress::Did)
     }
 
-    fn begin_flush(&mut self, terms: impl FnOnce() -> Terms) -> Option<Job<D>> {
+    fn begin_flush(&mut self, now_ms: u64, retentions: &Retentions) -> Option<Job<D>> {
         if self.flushing {
             return None;
         }
         let (memtable, up_to) = self.frozen.front()?;
         self.flushing = true;
         let writer = RunWriter::new(Arc::clone(&self.space));
-        let flush = Flush::new(Arc::clone(memtable), *up_to, terms(), writer);
+        let flush = Flush::new(Arc::clone(memtable), *up_to, terms(now_ms, retentions), writer);
         Some(Job::new(Arc::clone(&self.space), Task::Flush(flush)))
     }
 
-    fn begin_merge(&mut self, terms: impl FnOnce() -> Terms) -> Option<Job<D>> {
+    fn begin_merge(&mut self, now_ms: u64, retentions: &Retentions) -> Option<Job<D>> {
         let full = self.merge_all.is_some_and(|up_to| up_to <= self.flushed());
         if self.merges == MERGES_MAX || (full && 0 < self.merges) {
             return None;
         }
-        let mut runs = self.snapshot.version.runs();
-        runs.retain(|run, _| !self.unmergeable.contains(run) && !self.merging.contains(run));
-        let picked = if full {
-            self.merge_all = None;
-            runs.into_keys().collect()
-        } else {
-            pick::pick(runs.into_iter(), &self.space.config)
+        let fresh = |(looked_ms, revision): (u64, u64)| {
+            revision == retentions.revision() && now_ms < looked_ms.saturating_add(LOOK_INTERVAL_MS)
         };
-        if picked.is_empty() {
+        if self.looked.is_some_and(fresh) {
+            return None;
+        }
+        let is_free =
+            |run: &&Run| !self.unmergeable.contains(&run.run) && !self.merging.contains(&run.run);
+        let runs: Vec<Run> = self.snapshot.version.runs().iter().filter(is_free).copied().collect();
+        let pick = if full {
+            self.merge_all = None;
+            Picker::whole(&runs, retentions, now_ms)
+        } else {
+            let alone = self.merges == 0;
+            self.picker.pick(&runs, alone, &self.space.config, retentions, now_ms)
+        };
+        if pick.runs.is_empty() {
+            self.looked = Some((now_ms, retentions.revision()));
             return None;
         }
         self.merges += 1;
-        self.merging.extend(&picked);
+        self.merging.extend(&pick.runs);
         let writer = RunWriter::new(Arc::clone(&self.space));
-        let merge = Merge::new(&self.snapshot, picked, terms(), writer);
+        let merge = Merge::new(&self.snapshot, pick, terms(now_ms, retentions), writer);
         Some(Job::new(Arc::clone(&self.space), Task::Merge(merge)))
     }
 
@@ -162,8 +172,8 @@ impl<D: Disk> Tree<D> {
         match (task, outcome) {
             (Task::Flush(flush), Some(Ok(written))) => {
                 let flushed = Some(flush.up_to);
-                let (removed, runs) = (Vec::new(), Vec::new());
-                self.installs.push_back(Install { removed, runs, written, flushed });
+                let (removed, pick) = (Vec::new(), Pick::default());
+                self.installs.push_back(Install { removed, pick, written, flushed });
                 Ok(())
             }
             (Task::Flush(flush), outcome) => {
@@ -172,15 +182,15 @@ impl<D: Disk> Tree<D> {
                 outcome.map_or(Ok(()), |result| result.map(|_| ()))
             }
             (Task::Merge(merge), Some(Ok(written))) => {
-                let Merge { inputs: removed, runs, .. } = merge;
-                self.installs.push_back(Install { removed, runs, written, flushed: None });
+                let Merge { inputs: removed, pick, .. } = merge;
+                self.installs.push_back(Install { removed, pick, written, flushed: None });
                 Ok(())
             }
             (Task::Merge(merge), outcome) => {
                 if let Some(Err(error)) = &outcome {
-                    self.leave_alone(error, &merge.runs);
+                    self.leave_alone(error, &merge.pick.runs);
                 }
-                self.end_merge(&merge.runs);
+                self.end_merge(&merge.pick.runs);
                 merge.abandon();
                 outcome.map_or(Ok(()), |result| result.map(|_| ()))
             }
@@ -192,6 +202,7 @@ impl<D: Disk> Tree<D> {
     }
 
     fn end_merge(&mut self, runs: &[u64]) {
+        self.looked = None;
         self.merges -= 1;
         for run in runs {
             self.merging.remove(run);
@@ -222,14 +233,26 @@ impl<D: Disk> Tree<D> {
                 self.frozen.pop_front();
                 self.flushing = false;
             } else {
-                self.end_merge(&install.runs);
+                self.end_merge(&install.pick.runs);
+                self.learn(&install);
             }
             let version = self.snapshot.version.edited(&install.removed, install.written.tables);
             self.obsolete.extend(install.removed);
+            self.looked = None;
             self.publish(Arc::clone(&self.snapshot.active), Arc::new(version));
             did = true;
         }
         Ok(did)
+    }
+
+    /// Tells the picker what its merge made go.
+    fn learn(&mut self, install: &Install<D>) {
+        let runs = self.snapshot.version.runs().iter();
+        let before = runs.filter(|run| install.pick.runs.contains(&run.run)).map(|run| run.bytes);
+        let entries = &install.written.entries;
+        let bytes = entries.iter().map(|entry| entry.size).sum();
+        let after = entries.first().map(|entry| (entry.run, bytes));
+        self.picker.handle_merged(&install.pick, before.sum(), after);
     }
 
     fn invariants(&self) {
@@ -238,4 +261,8 @@ impl<D: Disk> Tree<D> {
         assert!(!self.flushing || !self.frozen.is_empty());
         assert!(self.merges <= MERGES_MAX && self.merges <= self.merging.len());
     }
+}
+
+fn terms(now_ms: u64, retentions: &Retentions) -> Terms {
+    Terms { retentions: Arc::new(retentions.clone()), now_ms }
 }

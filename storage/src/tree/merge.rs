@@ -15,6 +15,7 @@ use super::Snapshot;
 use super::cursor::{MergeCursor, Source};
 use super::history::Candidate;
 use super::internal_key;
+use super::pick::Pick;
 use super::run_writer::{RunWriter, Written};
 use super::sieve::{Sieve, Terms};
 use super::table::{self, Table, TableCursor};
@@ -23,7 +24,7 @@ use crate::error::Error;
 
 /// A merge under way.
 pub(crate) struct Merge<D: Disk> {
-    pub(crate) runs: Vec<u64>,
+    pub(crate) pick: Pick,
     /// Numbers of the tables that go.
     pub(crate) inputs: Vec<u64>,
     tables: Vec<Arc<Table<D::File>>>,
@@ -38,19 +39,19 @@ pub(crate) struct Merge<D: Disk> {
 impl<D: Disk> Merge<D> {
     pub(crate) fn new(
         snapshot: &Arc<Snapshot<D::File>>,
-        runs: Vec<u64>,
+        pick: Pick,
         terms: Terms,
         writer: RunWriter<D>,
     ) -> Self {
         let tables = snapshot.version.tables().iter();
         let tables: Vec<_> =
-            tables.filter(|table| runs.contains(&table.run())).map(Arc::clone).collect();
+            tables.filter(|table| pick.runs.contains(&table.run())).map(Arc::clone).collect();
         let inputs = tables.iter().map(|table| table.number()).collect();
         let deletes: u64 = tables.iter().map(|table| table.bounds().deletes).sum();
         // It keeps memtables in memory for as long as the merge takes.
         let asks = 0 < deletes && terms.tombstones_may_go();
         let elsewhere = asks.then(|| Arc::clone(snapshot));
-        Self { runs, inputs, tables, cursor: None, sieve: Sieve::new(terms), elsewhere, writer }
+        Self { pick, inputs, tables, cursor: None, sieve: Sieve::new(terms), elsewhere, writer }
     }
 
     /// Reads about `bytes` more; the tables, once all is written.

@@ -48,6 +48,7 @@ use crate::lsn::Lsn;
 use background::Install;
 use manifest::Manifest;
 use memtable::Memtable;
+use pick::Picker;
 use run_writer::{TableNumbers, TableSpace};
 use table::{BlockCache, Table};
 use version::Version;
@@ -112,6 +113,9 @@ pub(crate) struct Tree<D: Disk> {
     obsolete: VecDeque<u64>,
     /// Runs with a table that could not be read: left alone until they are repaired.
     unmergeable: BTreeSet<u64>,
+    picker: Picker,
+    /// When nothing was found to merge, and by which revision of the retentions.
+    looked: Option<(u64, u64)>,
     /// Everything is to be merged once this is flushed.
     merge_all: Option<Lsn>,
     poisoned: bool,
@@ -167,6 +171,8 @@ impl<D: Disk> Tree<D> {
             installs: VecDeque::new(),
             obsolete: VecDeque::new(),
             unmergeable: BTreeSet::new(),
+            picker: Picker::default(),
+            looked: None,
             merge_all: None,
             poisoned: false,
         })
@@ -217,7 +223,7 @@ impl<D: Disk> Tree<D> {
 
     /// Sorted runs of tables.
     pub(crate) fn runs(&self) -> usize {
-        self.snapshot.version.runs_len()
+        self.snapshot.version.runs().len()
     }
 
     /// The greatest stamp of an event in tables.
@@ -228,6 +234,7 @@ impl<D: Disk> Tree<D> {
 
     /// Asks for a merge of all runs, those of the frozen memtables too, so that everything that may go goes.
     pub(crate) fn request_full_merge(&mut self) {
+        self.looked = None;
         self.merge_all = Some(self.frozen.back().map_or(self.flushed(), |(_, up_to)| *up_to));
     }
 

@@ -7,33 +7,28 @@
 //! - A table's file lives as long as a version that has it: readers of an old version are never disturbed.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::pick::Run;
 use super::table::Table;
 use crate::disk::DiskFile;
 
 /// A list of open tables.
 pub(crate) struct Version<F> {
     tables: Vec<Arc<Table<F>>>,
-    runs_len: usize,
+    runs: Vec<Run>,
 }
 
 impl<F: DiskFile> Version<F> {
     pub(crate) fn new(mut tables: Vec<Arc<Table<F>>>) -> Self {
         tables.sort_by_key(|table| (Reverse(table.bounds().stamp_greatest), table.number()));
-        let runs: BTreeSet<u64> = tables.iter().map(|table| table.run()).collect();
-        Self { runs_len: runs.len(), tables }
+        Self { runs: runs(&tables), tables }
     }
 
     /// Greatest stamp first.
     pub(crate) fn tables(&self) -> &[Arc<Table<F>>] {
         &self.tables
-    }
-
-    /// How many runs the tables make up.
-    pub(crate) fn runs_len(&self) -> usize {
-        self.runs_len
     }
 
     /// This version less the tables of these numbers, with some more.
@@ -42,12 +37,32 @@ impl<F: DiskFile> Version<F> {
         Self::new(kept.cloned().chain(added).collect())
     }
 
-    /// Bytes by run.
-    pub(crate) fn runs(&self) -> BTreeMap<u64, u64> {
-        let mut runs = BTreeMap::new();
-        for table in &self.tables {
-            *runs.entry(table.run()).or_insert(0) += table.size();
-        }
-        runs
+    /// The runs that the tables make up, by number.
+    pub(crate) fn runs(&self) -> &[Run] {
+        &self.runs
     }
+}
+
+fn runs<F: DiskFile>(tables: &[Arc<Table<F>>]) -> Vec<Run> {
+    let mut runs: BTreeMap<u64, Run> = BTreeMap::new();
+    for table in tables {
+        let bounds = table.bounds();
+        let run = runs.entry(table.run()).or_insert(Run {
+            run: table.run(),
+            bytes: 0,
+            events: 0,
+            keys: 0,
+            deletes: 0,
+            stamp_greatest: bounds.stamp_greatest,
+            partitions: (bounds.partition_least, bounds.partition_greatest),
+        });
+        run.bytes += table.size();
+        run.events += bounds.events;
+        run.keys += bounds.keys;
+        run.deletes += bounds.deletes;
+        run.stamp_greatest = run.stamp_greatest.max(bounds.stamp_greatest);
+        run.partitions.0 = run.partitions.0.min(bounds.partition_least);
+        run.partitions.1 = run.partitions.1.max(bounds.partition_greatest);
+    }
+    runs.into_values().collect()
 }
