@@ -284,6 +284,8 @@ fn many(world: &WorldArguments, seeds: Range<u64>, jobs: u64) -> ExitCode {
                     if !verdict.broken.is_empty()
                         && let Ok(mut failures) = failures.lock()
                     {
+                        let first = verdict.broken[0].lines().next().unwrap_or_default();
+                        bar.suspend(|| println!("seed {seed}: {first}"));
                         failures.push((seed, verdict.broken));
                         bar.set_message(format!("{} failed", failures.len()));
                     }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use starling_clock::{HybridTime, NodeId, Stamp};
-use starling_storage::{CrashMode, Disk, Event, HistoryRetention, KeyspaceId, SimDisk};
+use starling_storage::{Action, CrashMode, Disk, Event, HistoryRetention, KeyspaceId, SimDisk};
 
 use super::plan::FaultKind;
 use super::world::{self, BEGIN_US, NOBODY, WALL_MS, World};
@@ -114,13 +114,14 @@ impl World {
         let retentions: BTreeMap<KeyspaceId, HistoryRetention> =
             self.history.keyspaces.values().map(|it| (it.id, it.retention)).collect();
         let now_ms = WALL_MS + self.now_us / 1000;
+        let below = self.history.floors.last().map_or(Stamp::ZERO, |floor| floor.below);
         let mut digests = BTreeMap::new();
         for partition in 0..self.history.partitions {
             let page = view.partition_events(partition, None, usize::MAX, usize::MAX).ok()?;
             let mut kept = Kept::default();
             for event in page.events.iter().filter(|event| event.stamp <= up_to) {
                 let retention = retentions.get(&event.keyspace).copied().unwrap_or_default();
-                if kept.next(event, retention, now_ms) {
+                if kept.next(event, retention, now_ms, below) {
                     let held: &mut SetDigest =
                         digests.entry((event.keyspace, partition)).or_default();
                     held.0 += 1;
@@ -192,17 +193,26 @@ impl World {
     }
 }
 
-/// Tells of the events of a partition, in internal order, which every replica keeps for good.
+/// Tells of the events of a partition, in internal order, which every replica keeps for good: not those that retention may drop, nor
+/// a delete below the floor with what it hides.
 #[derive(Debug, Default)]
 struct Kept {
     key: Option<(KeyspaceId, bytes::Bytes)>,
     /// Versions of the key that came before, and the last of them.
     rank: u32,
     newer: Option<Stamp>,
+    /// A delete below the floor came before.
+    hidden: bool,
 }
 
 impl Kept {
-    fn next(&mut self, event: &Event, retention: HistoryRetention, now_ms: u64) -> bool {
+    fn next(
+        &mut self,
+        event: &Event,
+        retention: HistoryRetention,
+        now_ms: u64,
+        floor: Stamp,
+    ) -> bool {
         let is_same = self
             .key
             .as_ref()
@@ -212,6 +222,10 @@ impl Kept {
         }
         let (rank, newer) = (self.rank, self.newer.replace(event.stamp));
         self.rank += 1;
+        self.hidden |= event.action == Action::Delete && event.stamp < floor;
+        if self.hidden {
+            return false;
+        }
         let Some(newer) = newer else { return true };
         let replaced_ms = newer.time.physical_ms();
         retention.versions_max.is_none_or(|most| rank < most)

@@ -13,6 +13,7 @@ mod clients;
 mod damage;
 mod ending;
 mod faults;
+mod floors;
 mod keyspaces;
 mod network;
 mod node;

@@ -182,6 +182,9 @@ pub(super) struct World {
     /// Who asked in a push-pull, by its name.
     exchanges: BTreeMap<u64, (usize, u64)>,
     outputs: Vec<Output>,
+    /// Tombstones may go in this run.
+    pub(super) floors: bool,
+    pub(super) samples: usize,
 }
 
 impl World {
@@ -218,6 +221,8 @@ impl World {
             messages: 0,
             exchanges: BTreeMap::new(),
             outputs: Vec::new(),
+            floors: seed.is_multiple_of(2),
+            samples: 0,
         }
     }
 
@@ -356,6 +361,7 @@ impl World {
             Event::Answered { operation, response } => self.client_is_answered(operation, response),
             Event::Sample => {
                 self.sample();
+                self.consider_floors();
                 self.at(SAMPLE_INTERVAL_US, NOBODY, Event::Sample);
             }
             _ => unreachable!("events of nodes have a node"),
