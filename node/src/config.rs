@@ -301,6 +301,9 @@ pub struct StorageConfig {
     pub interval_ms: u64,
     /// Hints kept for one node that is away. What does not fit is left to anti-entropy.
     pub hint_bytes_max: u64,
+    /// How fast all that lies on the disk is read again, in MiB a second, to find damage before a request does; 0: never. A round
+    /// begins once an hour at most.
+    pub scrub_mib_per_second: u64,
 }
 
 impl Default for StorageConfig {
@@ -312,6 +315,7 @@ impl Default for StorageConfig {
             changes_bytes_max: 4 << 30,
             interval_ms: 100,
             hint_bytes_max: 1 << 30,
+            scrub_mib_per_second: 1,
         }
     }
 }
@@ -555,7 +559,8 @@ impl Config {
         range("storage.changes_age_ms_max", storage.changes_age_ms_max, 1_000, i64::MAX as u64)?;
         range("storage.changes_bytes_max", storage.changes_bytes_max, 64 << 10, i64::MAX as u64)?;
         range("storage.interval_ms", storage.interval_ms, 1, 60_000)?;
-        range("storage.hint_bytes_max", storage.hint_bytes_max, 0, i64::MAX as u64)
+        range("storage.hint_bytes_max", storage.hint_bytes_max, 0, i64::MAX as u64)?;
+        range("storage.scrub_mib_per_second", storage.scrub_mib_per_second, 0, 1 << 20)
     }
 
     fn validate_limits(&self) -> Result<(), ConfigError> {

@@ -20,7 +20,7 @@ use starling_client::transport::{
 use starling_client::wire::{ALPN_CLIENT, ALPN_PEER};
 use starling_clock::NodeId;
 use starling_ring::{Epoch, Partitions};
-use starling_storage::{OsDisk, Storage};
+use starling_storage::{OsDisk, Scrub, Storage};
 use tokio::task::LocalSet;
 
 use super::close_code::CloseCode;
@@ -190,7 +190,12 @@ fn start(
     };
     let disk = OsDisk::new(data_dir.storage()).map_err(NodeError::System)?;
     let identity = starling_storage::Identity { cluster: config.cluster.name.clone(), node };
-    let storage = Storage::open(Arc::new(disk), storage_config(config), identity)?;
+    let disk = Arc::new(disk);
+    let storage_config = starling_storage::Config {
+        log_salt: u32::try_from(draw_seed()? >> 32).expect("half of it"),
+        ..storage_config(config)
+    };
+    let storage = Storage::open(Arc::clone(&disk), storage_config, identity)?;
     let (metas, greatest) = (storage.metas(""), storage.recovered_stamp());
     let writer = Writer::new(storage);
     let reader = writer.reader();
@@ -198,8 +203,10 @@ fn start(
     let mut core = Core::new(core_config, &metas, draw_seed()?, clock.now())?;
     core.observe_recovered(greatest);
     let sync_interval = Duration::from_millis(config.storage.interval_ms);
-    let threads =
-        StorageThreads::start(writer, reader, clock, sync_interval).map_err(NodeError::System)?;
+    let scrub_bytes = config.storage.scrub_mib_per_second << 20;
+    let scrub = (0 < scrub_bytes).then(|| (Scrub::new(disk), scrub_bytes));
+    let threads = StorageThreads::start(writer, reader, clock, sync_interval, scrub)
+        .map_err(NodeError::System)?;
     let options = TransportOptions {
         idle_timeout: PEER_IDLE_TIMEOUT,
         keep_alive: Some(PEER_KEEP_ALIVE),

@@ -1,4 +1,5 @@
-//! The storage threads: one writes, one reads, and both hand back whole batches; a third flushes and merges.
+//! The storage threads: one writes, one reads, and both hand back whole batches; a third flushes and merges, a
+//! fourth reads the disk again to find damage.
 //!
 //! Invariants:
 //!
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use starling_storage::{Job, OsDisk, Progress};
+use starling_storage::{Job, OsDisk, Progress, Scrub};
 use tokio::sync::Notify;
 
 use super::lane::{Mailbox, Taken};
@@ -32,6 +33,10 @@ const WORK_INTERVAL: Duration = Duration::from_millis(200);
 const COMMIT_BYTES_PER_STEP: usize = 256 << 10;
 /// The longest pause after a commit, when flushes are so far behind that there is almost no place. It ends early if a job does.
 const PAUSE_MAX: Duration = Duration::from_millis(20);
+/// The disk is read again in steps of this length.
+const SCRUB_STEP: Duration = Duration::from_millis(250);
+/// From the end of a round of reading to the next.
+const SCRUB_PAUSE: Duration = Duration::from_secs(3600);
 /// After background work failed it is not tried again for so long.
 const WORK_RETRY: Duration = Duration::from_secs(5);
 
@@ -55,6 +60,8 @@ pub(super) struct StorageThreads {
     writes: Arc<Mailbox<Ticketed>>,
     reads: Arc<Mailbox<Ticketed>>,
     jobs: Arc<Jobs>,
+    /// Nothing is ever sent: it is closed to end the thread.
+    scrub: Arc<Mailbox<()>>,
     events: Arc<Events>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -83,7 +90,7 @@ impl Events {
 }
 
 impl StorageThreads {
-    /// Starts the threads.
+    /// Starts the threads. `scrub`: what reads the disk again, and how many bytes of it a second.
     ///
     /// # Errors
     /// What the system says if it has no threads left.
@@ -92,6 +99,7 @@ impl StorageThreads {
         reader: Reader<OsDisk>,
         clock: Clock,
         sync_interval: Duration,
+        scrub: Option<(Scrub<OsDisk>, u64)>,
     ) -> std::io::Result<Self> {
         let (writes, reads) = (Arc::new(Mailbox::new()), Arc::new(Mailbox::new()));
         let events = Arc::new(Events { mailbox: Mailbox::new(), wake: Notify::new() });
@@ -107,10 +115,11 @@ impl StorageThreads {
             events: events.clone(),
         };
         let (lane_jobs, mailbox, guard) = (jobs.clone(), writes.clone(), LostGuard(events.clone()));
-        let work = std::thread::Builder::new().name("storage-jobs".to_owned()).spawn(move || {
-            work_lane(&lane_jobs, &mailbox);
-            std::mem::forget(guard);
-        })?;
+        let work =
+            std::thread::Builder::new().name("storage-jobs".to_owned()).spawn(move || {
+                work_lane(&lane_jobs, &mailbox);
+                std::mem::forget(guard);
+            })?;
         let (mailbox, guard) = (writes.clone(), LostGuard(events.clone()));
         let write =
             std::thread::Builder::new().name("storage-write".to_owned()).spawn(move || {
@@ -124,7 +133,18 @@ impl StorageThreads {
                 read_lane(&reader, &mailbox, &back);
                 std::mem::forget(guard);
             })?;
-        Ok(Self { writes, reads, jobs, events, threads: vec![write, read, work] })
+        let mut threads = vec![write, read, work];
+        let end = Arc::new(Mailbox::new());
+        if let Some((scrub, bytes_per_second)) = scrub {
+            let (end, guard) = (end.clone(), LostGuard(events.clone()));
+            threads.push(std::thread::Builder::new().name("storage-scrub".to_owned()).spawn(
+                move || {
+                    scrub_lane(scrub, bytes_per_second, &end);
+                    std::mem::forget(guard);
+                },
+            )?);
+        }
+        Ok(Self { writes, reads, jobs, scrub: end, events, threads })
     }
 
     /// Hands over writes, in order.
@@ -148,6 +168,7 @@ impl StorageThreads {
         self.reads.close();
         // What is not done is begun anew by the next start.
         self.jobs.begun.close();
+        self.scrub.close();
         for thread in self.threads {
             if thread.join().is_err() {
                 tracing::error!("a storage thread panicked");
@@ -282,6 +303,34 @@ impl WriteLane {
 
 fn later(now: Instant, pause: Duration) -> Instant {
     now.plus_ms(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Reads the disk again and again, slowly, and says what is damaged, each place once a round.
+fn scrub_lane(mut scrub: Scrub<OsDisk>, bytes_per_second: u64, end: &Mailbox<()>) {
+    let steps_per_second = u64::try_from(1000 / SCRUB_STEP.as_millis()).expect("a few");
+    let bytes = usize::try_from(bytes_per_second / steps_per_second).unwrap_or(usize::MAX);
+    let mut pause = SCRUB_STEP;
+    while end.take(&mut Vec::new(), Some(pause)) != Taken::Closed {
+        let scrubbed = scrub.step(bytes);
+        for damage in &scrubbed.damage {
+            tracing::error!(
+                file = damage.file,
+                offset = damage.offset,
+                what = damage.what,
+                "the disk is damaged: it is not served; stop the node and look with `starling storage verify`"
+            );
+        }
+        pause = if scrubbed.round_ended { SCRUB_PAUSE } else { SCRUB_STEP };
+        if scrubbed.round_ended {
+            let status = scrub.status();
+            tracing::debug!(
+                rounds = status.rounds,
+                bytes = status.bytes,
+                damaged = status.damaged,
+                "the disk was read"
+            );
+        }
+    }
 }
 
 /// Carries on with the jobs, flushes before merges and merges in turn, and nudges the writer when one ends.
