@@ -17,6 +17,7 @@
 mod background;
 mod cursor;
 mod flush;
+mod gaps;
 mod history;
 pub(crate) mod inspect;
 mod internal_key;
@@ -43,9 +44,10 @@ use starling_clock::Stamp;
 use crate::TreeConfig;
 use crate::disk::Disk;
 use crate::error::Error;
-use crate::event::Event;
+use crate::event::{Action, Event};
 use crate::lsn::Lsn;
 use background::Install;
+use gaps::Gaps;
 use manifest::Manifest;
 use memtable::Memtable;
 use pick::Picker;
@@ -63,6 +65,7 @@ pub(crate) struct Snapshot<F> {
     /// Newest first.
     frozen: Vec<Arc<Memtable>>,
     version: Arc<Version<F>>,
+    gaps: Arc<Gaps>,
 }
 
 impl<F> Snapshot<F> {
@@ -154,7 +157,9 @@ impl<D: Disk> Tree<D> {
             active: Arc::default(),
             frozen: Vec::new(),
             version: Arc::new(Version::new(tables)),
+            gaps: Arc::default(),
         };
+        snapshot.gaps.set_active(&snapshot.active);
         let numbers = TableNumbers::new(state.next_table);
         let space = TableSpace { disk, dir: dir.to_owned(), config, cache, numbers };
         Ok(Self {
@@ -191,7 +196,10 @@ impl<D: Disk> Tree<D> {
     /// Puts an event into the active memtable; one that is in it already changes nothing. The event is readable at
     /// once through every view taken since the last [`Self::rotate`].
     pub(crate) fn insert(&mut self, event: &Event) {
-        self.snapshot.active.insert(event);
+        let inserted = self.snapshot.active.insert(event);
+        if inserted.new && event.action == Action::Put {
+            self.snapshot.gaps.cut(event);
+        }
     }
 
     /// Memory of the active memtable, in bytes.
@@ -259,7 +267,9 @@ impl<D: Disk> Tree<D> {
 
     fn publish(&mut self, active: Arc<Memtable>, version: Arc<Version<D::File>>) {
         let frozen = self.frozen.iter().rev().map(|(memtable, _)| Arc::clone(memtable)).collect();
-        self.snapshot = Arc::new(Snapshot { active, frozen, version });
+        let gaps = Arc::clone(&self.snapshot.gaps);
+        gaps.set_active(&active);
+        self.snapshot = Arc::new(Snapshot { active, frozen, version, gaps });
     }
 }
 

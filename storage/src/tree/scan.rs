@@ -7,10 +7,16 @@
 //!   millions of tombstones costs no more than any other.
 //! - Nothing is kept of the events passed over: no memory, no copy of a payload.
 
-use bytes::Bytes;
+use std::sync::Arc;
 
+use bytes::Bytes;
+use starling_clock::Stamp;
+
+use super::Snapshot;
 use super::cursor::MergeCursor;
+use super::gaps::{Gaps, Learning};
 use super::internal_key;
+use super::memtable::Memtable;
 use super::view::{Limits, TreeView, event, no_internal_key};
 use crate::disk::{Disk, DiskFile};
 use crate::error::Error;
@@ -19,6 +25,11 @@ use crate::types::{Order, Scan, ScanPage};
 
 /// Events of a key that a scan steps over before it searches for what it wants.
 const STEPS_BEFORE_SEEK: usize = 8;
+/// Keys without anything live, one after the other, before a scan begins to learn a gap. To learn one costs as much as
+/// some tens of steps.
+const DEAD_BEFORE_LEARNING: usize = if cfg!(test) { 3 } else { 32 };
+/// The same right behind a gap that is known.
+const DEAD_BEFORE_LEARNING_MORE: usize = if cfg!(test) { 1 } else { 4 };
 
 impl<D: Disk> TreeView<D> {
     /// A page of the scan.
@@ -37,11 +48,21 @@ impl<D: Disk> TreeView<D> {
             target: Vec::new(),
             page: ScanPage::default(),
             bytes: 0,
+            run: None,
         };
         match scan.order {
             Order::Ascending => {
                 let after = after.map(|after| past_key(&after)).unwrap_or_default();
-                walk.cursor.seek(after.as_slice().max(&range))?;
+                let mut from = after.max(range.clone());
+                if scan.live_only && scan.at == Stamp::MAX {
+                    let mut run = Run::new(&self.snapshot, from.clone());
+                    if let Some(end) = run.gaps.end_of(&from) {
+                        run.begin_behind(&end);
+                        from = end;
+                    }
+                    walk.run = Some(run);
+                }
+                walk.cursor.seek(&from)?;
                 walk.ascend(&range)?;
             }
             Order::Descending => {
@@ -63,6 +84,62 @@ fn past_key(prefix: &[u8]) -> Vec<u8> {
     internal_key::past(prefix).expect("a prefix of a key ends in 0x01")
 }
 
+/// Keys without anything live that a scan goes through, and whether it learns a gap from them.
+struct Run<'a> {
+    gaps: &'a Gaps,
+    active: &'a Arc<Memtable>,
+    /// Where the first of them may be.
+    start: Vec<u8>,
+    /// How many there were.
+    dead: usize,
+    /// So many make it worth learning.
+    enough: usize,
+    learning: Option<Learning<'a>>,
+}
+
+impl<'a> Run<'a> {
+    fn new<F>(snapshot: &'a Snapshot<F>, start: Vec<u8>) -> Self {
+        let (gaps, active) = (&*snapshot.gaps, &snapshot.active);
+        Self { gaps, active, start, dead: 0, enough: DEAD_BEFORE_LEARNING, learning: None }
+    }
+
+    /// What follows lies behind a known gap that ends at `end`.
+    fn begin_behind(&mut self, end: &[u8]) {
+        self.start.clear();
+        self.start.extend_from_slice(end);
+        (self.dead, self.enough) = (0, DEAD_BEFORE_LEARNING_MORE);
+    }
+
+    /// Nothing live lies before `end`, where something does or the scan ends.
+    fn end(&mut self, end: &[u8]) {
+        if let Some(learning) = self.learning.take() {
+            learning.finish(end);
+        }
+    }
+
+    /// Where to go on, if not with the key after the dead one at hand, which begins at `next`.
+    fn pass_dead(&mut self, next: &[u8]) -> Option<Vec<u8>> {
+        self.dead += 1;
+        if !self.dead.is_multiple_of(self.enough) {
+            return None;
+        }
+        if self.learning.is_none() {
+            self.learning = self.gaps.begin(self.active, &self.start);
+            if self.learning.is_some() {
+                // What was read before it began may lack a put.
+                return Some(self.start.clone());
+            }
+        }
+        let end = self.gaps.end_of(next);
+        if let Some(end) = &end
+            && self.learning.is_none()
+        {
+            self.begin_behind(end);
+        }
+        end
+    }
+}
+
 /// A scan under way.
 struct Walk<'a, F> {
     scan: &'a Scan<'a>,
@@ -74,6 +151,8 @@ struct Walk<'a, F> {
     target: Vec<u8>,
     page: ScanPage,
     bytes: usize,
+    /// If only what is live now is wanted.
+    run: Option<Run<'a>>,
 }
 
 impl<F: DiskFile> Walk<'_, F> {
@@ -89,14 +168,46 @@ impl<F: DiskFile> Walk<'_, F> {
                 self.step_to_target()?;
             }
             if self.on_key() {
-                self.take()?;
+                let taken = self.take()?;
                 self.target.clear();
                 self.target.extend_from_slice(&self.key);
                 *self.target.last_mut().expect("a prefix of a key ends in 0x01") += 1;
-                self.step_to_target()?;
+                if let Some(end) = self.note_run(taken) {
+                    self.steps += 1;
+                    self.cursor.seek(&end)?;
+                } else {
+                    self.step_to_target()?;
+                }
             }
         }
+        self.end_run(range);
         Ok(())
+    }
+
+    /// Notes that the key at hand, behind which the target is, was live or was not: where to go on if not at the target.
+    fn note_run(&mut self, live: bool) -> Option<Vec<u8>> {
+        let run = self.run.as_mut()?;
+        if !live {
+            return run.pass_dead(&self.target);
+        }
+        run.end(&self.key);
+        run.start.clear();
+        run.start.extend_from_slice(&self.target);
+        (run.dead, run.enough) = (0, DEAD_BEFORE_LEARNING);
+        None
+    }
+
+    /// The scan ends where the cursor is, or behind `range`.
+    fn end_run(&mut self, range: &[u8]) {
+        let Some(run) = &mut self.run else { return };
+        match self.cursor.key().filter(|internal| internal.starts_with(range)) {
+            Some(internal) => run.end(internal_key::prefix_of(internal)),
+            None => {
+                if let Some(end) = internal_key::past(range) {
+                    run.end(&end);
+                }
+            }
+        }
     }
 
     fn descend<D: Disk<File = F>>(
@@ -156,15 +267,15 @@ impl<F: DiskFile> Walk<'_, F> {
         self.cursor.key().is_some_and(|internal| internal.starts_with(&self.key))
     }
 
-    /// Takes the event that the cursor is on, if it is wanted.
-    fn take(&mut self) -> Result<(), Error> {
+    /// Takes the event that the cursor is on, if it is wanted, and tells whether it was.
+    fn take(&mut self) -> Result<bool, Error> {
         if self.scan.live_only && self.cursor.action()? == Action::Delete {
-            return Ok(());
+            return Ok(false);
         }
         let internal = self.cursor.key().expect("the cursor is on an event");
         let event = event(self.cursor.stored()?, internal)?;
         self.push(event);
-        Ok(())
+        Ok(true)
     }
 
     fn push(&mut self, event: Event) {

@@ -50,7 +50,7 @@ impl Limits {
 
 /// A readable moment of the tree.
 pub(crate) struct TreeView<D: Disk> {
-    snapshot: Arc<Snapshot<D::File>>,
+    pub(super) snapshot: Arc<Snapshot<D::File>>,
 }
 
 impl<D: Disk> Clone for TreeView<D> {

@@ -17,12 +17,14 @@ enum Step {
     Rotate,
     Work(usize),
     Reopen,
+    /// Live keys, pages of so many, as who takes from a queue reads them.
+    Live(u32, usize),
 }
 
 /// Few keys and few stamps, so that keys have many versions, and events come twice.
 fn any_event() -> impl Strategy<Value = Event> {
     let key = prop::collection::vec(prop::sample::select(vec![0_u8, 1, b'a', 0xff]), 1..4);
-    (0..3_u32, key, 0..12_u64, prop::bool::weighted(0.3)).prop_map(
+    (0..3_u32, key, 0..12_u64, prop::bool::weighted(0.5)).prop_map(
         |(partition, key, ms, is_delete)| {
             let action = if is_delete { Action::Delete } else { Action::Put };
             event(partition, &key, stamp(ms), action)
@@ -36,6 +38,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(Step::Rotate),
         8 => (1..6_usize).prop_map(Step::Work),
         1 => Just(Step::Reopen),
+        8 => (0..3_u32, 1..5_usize).prop_map(|(partition, limit)| Step::Live(partition, limit)),
     ]
 }
 
@@ -72,6 +75,7 @@ impl Pair {
                     self.log.push(known.clone());
                 }
             }
+            Step::Live(partition, limit) => self.check_live(partition, limit),
             Step::Rotate => {
                 self.tree.rotate(Lsn(self.log.len() as u64));
                 self.rotated = self.log.len();
@@ -168,6 +172,19 @@ impl Pair {
                 assert_eq!(self.all_pages(Scan { steps_max, ..scan }), wanted);
             }
         }
+    }
+
+    /// All that is live, by pages that begin where the one before ended.
+    fn check_live(&self, partition: u32, limit: usize) {
+        let keyspace = KeyspaceId(u64::from(partition % 2));
+        let mut newest: BTreeMap<&Bytes, &Event> = BTreeMap::new();
+        for (id, event) in self.model.iter().filter(|(id, _)| id.0 == partition) {
+            newest.entry(&id.2).or_insert(event);
+        }
+        let wanted = newest.into_values().filter(|event| event.action == Action::Put);
+        let scan = Scan { live_only: true, limit, ..Scan::new(partition, keyspace, b"") };
+        let found = self.all_pages(Scan { steps_max: 3 * limit, ..scan });
+        assert_eq!(found, wanted.cloned().collect::<Vec<_>>());
     }
 
     /// What a scan finds, page by page.
@@ -286,4 +303,49 @@ fn a_view_is_not_disturbed_by_what_comes_after() {
     }
     assert_ne!(pair.disk.list("tables").unwrap(), files, "tables came and went");
     assert_eq!(view.partition_events(0, None, ALL).unwrap(), before);
+}
+
+/// Scans on other threads learn where nothing is live, from views new and old, while keys come and go: whoever inserted
+/// a key finds it at once, and does not find one that is deleted.
+#[test]
+fn a_put_is_found_whatever_other_scans_learn() {
+    const KEYS: u64 = 60;
+    let disk = Arc::new(SimDisk::new(1));
+    let mut tree = open(&disk);
+    let newest = std::sync::Mutex::new(tree.view());
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let scan = Scan { live_only: true, ..Scan::new(0, KeyspaceId(0), b"") };
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    let view = newest.lock().unwrap().clone();
+                    for limit in [1, 2, usize::MAX] {
+                        view.scan(&Scan { limit, ..scan }).unwrap();
+                    }
+                }
+            });
+        }
+        let mut live = BTreeSet::new();
+        for ms in 0..1000_u64 {
+            // Long runs of deletes, with puts here and there.
+            let key = format!("{:02}", ms * ms / 7 % KEYS);
+            if ms % 5 == 0 {
+                tree.insert(&put(&key, ms));
+                live.insert(key);
+            } else {
+                tree.insert(&delete(&key, ms));
+                live.remove(&key);
+            }
+            if ms % 100 == 99 {
+                tree.rotate(Lsn(ms));
+                settle(&mut tree, 0, &Retentions::default());
+            }
+            let view = tree.view();
+            let found = view.scan(&scan).unwrap().events;
+            assert!(found.iter().map(|event| &event.key[..]).eq(live.iter().map(String::as_bytes)));
+            *newest.lock().unwrap() = view;
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
 }
