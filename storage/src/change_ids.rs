@@ -86,8 +86,8 @@ impl Default for Ids {
 }
 
 fn entry(hash: u64, distance: u64) -> u64 {
-    assert!(distance <= u64::from(u32::MAX), "a segment has few changes");
-    hash & !u64::from(u32::MAX) | distance
+    let distance = u32::try_from(distance).expect("a segment has few changes");
+    (hash & !u64::from(u32::MAX)) | u64::from(distance)
 }
 
 /// The entries of a sorted run that may be of an event with this hash.
@@ -357,7 +357,7 @@ impl IndexPlace {
         let pages = self.pages();
         let (mut low, mut high, mut step) = (0, pages, 1);
         // The first page whose last entry is not before the hash: near where it would be if hashes were even.
-        let even = u128::from(hash) * u128::from(pages) >> 64;
+        let even = (u128::from(hash) * u128::from(pages)) >> 64;
         let mut probe = u64::try_from(even).expect("less than there are pages");
         while low < high {
             if self.page(&file, &path, probe)?.last().is_some_and(|last| last >> 32 < hash >> 32) {
@@ -435,7 +435,7 @@ mod tests {
     fn hashes(seed: u64, count: usize, clustered: bool) -> Vec<u64> {
         let spread = |n: u64| xxhash_rust::xxh3::xxh3_64(&(seed + n).to_le_bytes());
         (0..count as u64)
-            .map(|n| if clustered { 7 << 50 | n % 900 << 32 } else { spread(n) })
+            .map(|n| if clustered { (7 << 50) | ((n % 900) << 32) } else { spread(n) })
             .collect()
     }
 
@@ -456,7 +456,7 @@ mod tests {
             for (index, &hash) in hashes.iter().enumerate().step_by(17) {
                 prop_assert!(ids.find(Stamp::ZERO, hash).contains(&(100 + index as u64)));
             }
-            let absent = ids.find(Stamp::ZERO, 1 << 63 | 5);
+            let absent = ids.find(Stamp::ZERO, (1 << 63) | 5);
             prop_assert!(absent.len() <= 2, "hardly ever");
 
             let mut rest = ids.split_off(100 + split.min(count) as u64);

@@ -36,7 +36,7 @@ use crate::{
     Config, Disk, Error, Event, HistoryRetention, Identity, KeyspaceId, Lsn, Outcome, Retentions,
     Status, Sync, View, Write,
 };
-use recovery::Recovery;
+use recovery::{Batch, Recovery};
 
 const WAL_DIR: &str = "wal";
 const TABLES_DIR: &str = "tables";
@@ -101,13 +101,14 @@ impl<D: Disk> Storage<D> {
             state,
             buffer_bytes_max: config.log_buffer_bytes_max,
             memtable_bytes_max: config.memtable_bytes_max,
+            batch: Batch::default(),
             last_change: None,
             greatest: Stamp::ZERO,
         };
         let wal = Wal::open(&disk, WAL_DIR, config.log_salt, !known, |lsn, sealed, record| {
             recovery.take(lsn, sealed, record)
         })?;
-        recovery.check(wal.last())?;
+        recovery.finish(wal.last())?;
         if !known {
             if wal.last() != Lsn(0) {
                 return Err(Error::Missing { file: "identity".to_owned() });
