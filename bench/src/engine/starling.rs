@@ -37,8 +37,6 @@ const PAGE_ROWS: usize = 4096;
 const PAGE_BYTES: usize = 256 << 10;
 /// Rounds that a writer waits without sleep for a commit without sync: that is a matter of microseconds.
 const SPINS: u32 = 256;
-/// Jobs that are out at the same time.
-const JOBS_MAX: usize = 4;
 /// After so many bytes of commits the background looks for work.
 const WAKE_BYTES: u64 = 1 << 20;
 /// And after so long.
@@ -353,14 +351,9 @@ impl Shared {
         jobs: &mut Vec<Job<OsDisk>>,
         stop: bool,
     ) -> Result<Progress, starling_storage::Error> {
-        if !stop && jobs.len() < JOBS_MAX && !jobs.iter().any(Job::is_flush) {
+        if !stop && !jobs.iter().any(Job::is_flush) {
             let mut storage = lock(&self.storage);
-            // Beside a merge only a flush has to be: there is one thread for all of them.
-            if (jobs.is_empty() || 0 < storage.pressure())
-                && let Some(job) = storage.begin_job(NOW_MS)
-            {
-                jobs.push(job);
-            }
+            jobs.extend(std::iter::from_fn(|| storage.begin_job(NOW_MS)));
         }
         let flush = jobs.iter().position(Job::is_flush).unwrap_or(0);
         if let Some(job) = jobs.get_mut(flush)
