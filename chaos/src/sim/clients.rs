@@ -18,8 +18,9 @@ use starling_clock::Stamp;
 use starling_node::core::types::{ConnectionId, Input};
 use starling_storage::{Action, RequestId};
 
+use super::event::Event;
 use super::keyspaces::is_built_in;
-use super::world::{Event, NOBODY, World};
+use super::world::{NOBODY, World};
 use crate::history::{Ask, Operation, Place, Reply, Seen};
 use crate::workload::Workload;
 
@@ -130,7 +131,8 @@ impl Clients {
         let mut keyspace = self.keyspaces[keyspace].clone();
         if whichever < 5 {
             // Perhaps nobody has made it yet.
-            keyspace = self.all[self.random.random_range(0..self.all.len())].name.0.clone();
+            let which = self.random.random_range(0..self.all.len());
+            keyspace.clone_from(&self.all[which].name.0);
         }
         if let Ask::Get { at, .. } = &mut ask
             && !self.stamps.is_empty()

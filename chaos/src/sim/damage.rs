@@ -14,8 +14,9 @@ use rand_chacha::ChaCha8Rng;
 use starling_clock::{HybridTime, NodeId, Stamp};
 use starling_storage::{Action, CrashMode, Disk, Event, HistoryRetention, KeyspaceId, SimDisk};
 
+use super::event;
 use super::plan::FaultKind;
-use super::world::{self, BEGIN_US, NOBODY, WALL_MS, World};
+use super::world::{BEGIN_US, NOBODY, WALL_MS, World};
 use crate::history::{Equal, IncidentKind};
 
 /// Whether a node may be destroyed is looked at this often.
@@ -41,7 +42,7 @@ impl World {
         let node = self.index_of(node);
         if !self.may_destroy(node) {
             if self.now_us + LOOK_US < BEGIN_US + fault.to_us {
-                self.at(LOOK_US, NOBODY, world::Event::FaultBegins(index));
+                self.at(LOOK_US, NOBODY, event::Event::FaultBegins(index));
             }
             return;
         }

@@ -9,9 +9,10 @@ use rand::{Rng, RngExt};
 use starling_node::core::types::Input;
 use starling_storage::{CrashMode, Fault};
 
+use super::event::Event;
 use super::node::{BootError, guard};
 use super::plan::{FaultKind, Shape};
-use super::world::{BEGIN_US, Event, NOBODY, World};
+use super::world::{BEGIN_US, NOBODY, World};
 use crate::history::{Incident, IncidentKind};
 
 impl World {

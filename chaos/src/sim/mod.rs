@@ -12,11 +12,14 @@
 mod clients;
 mod damage;
 mod ending;
+mod event;
 mod faults;
 mod floors;
 mod keyspaces;
+mod lanes;
 mod network;
 mod node;
+mod outputs;
 pub mod plan;
 pub mod shrink;
 mod trace;

@@ -5,7 +5,7 @@
 //! - A life ends with its core and writer; what outlives it is the disk, and the clock's error.
 //! - A panic of the node's code ends the node and nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use starling_node::core::types::{Now, Ticket};
 use starling_node::core::{Core, CoreConfig};
 use starling_node::limits::Limits;
 use starling_ring::Epoch;
-use starling_storage::{Config, CrashMode, Error, Identity, SimDisk, Storage, TreeConfig};
+use starling_storage::{Config, CrashMode, Error, Identity, Job, SimDisk, Storage, TreeConfig};
 
 /// Name of the simulated cluster.
 const CLUSTER: &str = "simulated";
@@ -120,6 +120,15 @@ pub(super) struct Running {
     pub(super) reads_waiting: usize,
     pub(super) sync_scheduled: bool,
     pub(super) work_left: bool,
+    /// A thread of its own flushes and merges.
+    pub(super) has_helper: bool,
+    /// What that has to do, and what it has done.
+    pub(super) jobs: VecDeque<Job<SimDisk>>,
+    pub(super) jobs_ended: Vec<Job<SimDisk>>,
+    /// It is at work.
+    pub(super) stepping: bool,
+    /// The core's thread is busy until then.
+    pub(super) core_until_us: u64,
     pub(super) changes_end: u64,
     pub(super) timer_us: Option<u64>,
     pub(super) poisoned: bool,
@@ -222,6 +231,11 @@ impl Node {
             reads_waiting: 0,
             sync_scheduled: false,
             work_left: false,
+            has_helper: seed & 1 == 1,
+            jobs: VecDeque::new(),
+            jobs_ended: Vec::new(),
+            stepping: false,
+            core_until_us: 0,
             changes_end,
             timer_us: None,
             poisoned: false,

@@ -1,153 +1,34 @@
-//! [`World`]: the queue of what happens next, and the carrying out of what nodes say.
+//! [`World`]: the queue of what happens next, and whom it happens to.
 //!
 //! Invariants:
 //!
 //! - Things happen in the order of (time, number); nothing has another order, and all chance is drawn from the seed's streams.
-//! - What a node does between two of its events is at once; storage work, messages and clients take simulated time.
+//! - A node's state changes at once; what follows from it, storage work, messages and clients take simulated time.
 //! - An event of an earlier life of a node is dropped, and events of a node that pauses wait until it goes on.
-//! - Answers of one storage lane come in the order of its requests, news of the change log after them.
+//!
+//! What a core says is carried out in `outputs.rs`, what storage is asked for in `lanes.rs`.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-use rand::{Rng, RngExt, SeedableRng};
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use starling_client::codec;
-use starling_client::wire::{ChangesFrom, ChangesItem, ChangesRequest, Response};
-use starling_node::core::peer::PeerMessage;
-use starling_node::core::storage::{StorageAnswer, StorageFailure, StorageRequest};
-use starling_node::core::types::{Input, Instant, Now, Output, SubscriptionId, Ticket};
-use starling_storage::{KeyspaceId, Progress, SimDisk};
+use starling_node::core::types::{Input, Instant, Now, Output};
+use starling_storage::SimDisk;
 
 use super::clients::Clients;
+use super::event::{Event, describe};
 use super::network::Network;
-use super::node::{Node, Running, Settings, guard};
+use super::node::{Node, Running, Settings};
 use super::plan::Plan;
 use super::trace::Trace;
-use crate::history::{History, IncidentKind, KeyspaceFacts, Sample, TailItem, Tailed};
+use crate::history::{History, Sample};
 
 /// The wall clock when a world begins, in milliseconds since the Unix epoch.
 pub(super) const WALL_MS: u64 = 1_700_000_000_000;
 /// The true time when a world begins: faults' times count from here.
 pub(super) const BEGIN_US: u64 = 1_000_000;
-/// What costs what, in microseconds.
-const COMMIT_US: u64 = 30;
-const REQUEST_US: u64 = 3;
-const SYNC_US: u64 = 130;
-const READ_US: u64 = 15;
-/// What was written without a sync is synced after this long.
-const SYNC_INTERVAL_US: u64 = 100_000;
-/// Background work is looked for this often.
-const WORK_INTERVAL_US: u64 = 200_000;
 const SAMPLE_INTERVAL_US: u64 = 500_000;
-/// One message of so many goes through the codec.
-const CODEC_EVERY: u64 = 8;
-
-/// What happens.
-pub(super) enum Event {
-    Input(Input),
-    /// Over the connection with this number.
-    Arrival {
-        from: usize,
-        connection: u64,
-        input: Input,
-    },
-    PeerGone(usize),
-    Commit,
-    Committed(Vec<(Ticket, StorageAnswer)>),
-    Read(Ticket, StorageRequest),
-    Sync,
-    Work,
-    Dial(usize),
-    Boot,
-    /// An operator ends the process and starts it again.
-    Restart,
-    FaultBegins(usize),
-    FaultEnds(usize),
-    LinkDies {
-        a: usize,
-        b: usize,
-        connection: u64,
-    },
-    ClientActs(usize),
-    ClientGivesUp {
-        client: usize,
-        operation: usize,
-    },
-    Answered {
-        operation: usize,
-        response: Response,
-    },
-    Sample,
-}
-
-impl Event {
-    fn kind(&self) -> u8 {
-        match self {
-            Self::Input(_) => 0,
-            Self::Arrival { .. } => 1,
-            Self::PeerGone(_) => 2,
-            Self::Commit => 3,
-            Self::Committed(_) => 4,
-            Self::Read(..) => 5,
-            Self::Sync => 6,
-            Self::Work => 7,
-            Self::Dial(_) => 8,
-            Self::Boot => 9,
-            Self::FaultBegins(_) => 10,
-            Self::FaultEnds(_) => 11,
-            Self::LinkDies { .. } => 12,
-            Self::ClientActs(_) => 13,
-            Self::ClientGivesUp { .. } => 14,
-            Self::Answered { .. } => 15,
-            Self::Sample => 16,
-            Self::Restart => 18,
-        }
-    }
-
-    /// A number that tells its content, cheaply.
-    fn mark(&self) -> u64 {
-        match self {
-            Self::Arrival { from, connection, input } => {
-                let content = match input {
-                    Input::Gossip { bytes, .. } | Input::PushPull { bytes, .. } => {
-                        xxhash_rust::xxh3::xxh3_64(bytes)
-                    }
-                    Input::Peer { message, .. } => message_mark(message),
-                    _ => 0,
-                };
-                content ^ (*from as u64) << 48 ^ connection << 32
-            }
-            Self::PeerGone(index) | Self::Dial(index) | Self::ClientActs(index) => *index as u64,
-            Self::Committed(answers) => {
-                answers.iter().fold(0, |sum, (ticket, _)| ticket.0.wrapping_add(sum))
-            }
-            Self::Read(ticket, _) => ticket.0,
-            Self::FaultBegins(fault) | Self::FaultEnds(fault) => *fault as u64,
-            Self::Answered { operation, response } => {
-                let content = match response {
-                    Response::Written { stamp, .. } => stamp.0.time.packed() ^ stamp.0.node.0 << 56,
-                    Response::Value { version: Some(version) } => version.stamp.0.time.packed(),
-                    Response::Error(error) => error.code as u64,
-                    _ => 0,
-                };
-                content ^ (*operation as u64) << 20
-            }
-            Self::ClientGivesUp { operation, .. } => *operation as u64,
-            _ => 0,
-        }
-    }
-}
-
-fn message_mark(message: &PeerMessage) -> u64 {
-    match message {
-        PeerMessage::Write { op, events, .. } => op ^ (events.0.len() as u64) << 40,
-        PeerMessage::Written { op, outcomes } => op ^ (outcomes.0.len() as u64) << 41,
-        PeerMessage::Read { op, .. } => op ^ 1 << 60,
-        PeerMessage::ReadDone { op, .. } => op ^ 1 << 61,
-        PeerMessage::Register { op, .. } | PeerMessage::Registered { op } => op ^ 1 << 62,
-    }
-}
 
 struct Scheduled {
     node: usize,
@@ -178,10 +59,12 @@ pub(super) struct World {
     free: Vec<usize>,
     next_event: u64,
     deferred: Vec<(usize, Scheduled)>,
-    messages: u64,
+    /// Sent so far between nodes.
+    pub(super) messages: u64,
     /// Who asked in a push-pull, by its name.
-    exchanges: BTreeMap<u64, (usize, u64)>,
-    outputs: Vec<Output>,
+    pub(super) exchanges: BTreeMap<u64, (usize, u64)>,
+    /// What the core said that was just given something.
+    pub(super) outputs: Vec<Output>,
     /// Tombstones may go in this run.
     pub(super) floors: bool,
     pub(super) samples: usize,
@@ -243,8 +126,14 @@ impl World {
             self.slots.len() - 1
         });
         self.slots[slot] = Some(scheduled);
-        self.heap.push(Reverse((self.now_us + after_us, self.next_event, slot)));
+        let number = self.next_number();
+        self.heap.push(Reverse((self.now_us + after_us, number, slot)));
+    }
+
+    /// A number that nothing else in the world has.
+    pub(super) fn next_number(&mut self) -> u64 {
         self.next_event += 1;
+        self.next_event - 1
     }
 
     /// Starts all nodes and what happens at intervals.
@@ -399,29 +288,11 @@ impl World {
             }
             Event::Commit => self.commit(node),
             Event::Committed(answers) => self.committed(node, answers),
-            Event::Read(ticket, request) => {
-                let running = self.running(node);
-                running.reads_waiting -= 1;
-                let reader = running.reader.clone();
-                match guard(|| reader.execute(request)) {
-                    Ok(answer) if !self.power_is_gone(node) => {
-                        self.input(node, Input::StorageDone { ticket, answer });
-                    }
-                    Ok(_) => {}
-                    Err(message) => self.panicked(node, message),
-                }
-            }
+            Event::Read(ticket, request) => self.read(node, ticket, request),
             Event::Sync => self.sync(node),
-            Event::Work => {
-                for _ in 0..4 {
-                    if !self.work(node) {
-                        break;
-                    }
-                }
-                if self.nodes[node].running.is_some() {
-                    self.at_life(WORK_INTERVAL_US, node, Event::Work);
-                }
-            }
+            Event::Work => self.look_for_work(node),
+            Event::Step => self.step_job(node),
+            Event::Finish => self.finish_job(node),
             Event::Dial(peer) => self.dial(node, peer),
             Event::Restart => self.crash(node),
             _ => unreachable!("events of the world have no node"),
@@ -430,355 +301,5 @@ impl World {
 
     pub(super) fn running(&mut self, node: usize) -> &mut Running {
         self.nodes[node].running.as_mut().expect("the node runs")
-    }
-
-    /// Notices that a disk call ended the node's life.
-    fn power_is_gone(&mut self, node: usize) -> bool {
-        let is_crashed = self.nodes[node].disk.is_crashed();
-        if is_crashed {
-            self.crash(node);
-        }
-        is_crashed
-    }
-
-    fn commit(&mut self, node: usize) {
-        let wall_ms = self.now(node).wall_ms;
-        let factor = self.nodes[node].slow * self.nodes[node].slow_disk;
-        let syncs = self.nodes[node].disk.syncs();
-        let running = self.running(node);
-        let batch = std::mem::take(&mut running.writes);
-        let count = batch.len() as u64;
-        let answers = match guard(|| running.writer.execute(wall_ms, batch)) {
-            Ok(answers) => answers,
-            Err(message) => return self.panicked(node, message),
-        };
-        if self.power_is_gone(node) {
-            return;
-        }
-        let is_poison = |(_, answer): &(Ticket, StorageAnswer)| {
-            matches!(answer, StorageAnswer::Failed(StorageFailure::Poisoned))
-        };
-        if answers.iter().any(is_poison) {
-            self.poisoned(node);
-        }
-        let work_left = self.running(node).work_left;
-        if work_left && !self.work(node) && self.nodes[node].running.is_none() {
-            return;
-        }
-        let syncs = self.nodes[node].disk.syncs() - syncs;
-        let cost_us = (COMMIT_US + REQUEST_US * count + SYNC_US * syncs) * factor;
-        self.at_life(cost_us, node, Event::Committed(answers));
-    }
-
-    fn committed(&mut self, node: usize, answers: Vec<(Ticket, StorageAnswer)>) {
-        for (ticket, answer) in answers {
-            self.feed(node, Input::StorageDone { ticket, answer });
-            if self.nodes[node].running.is_none() {
-                return;
-            }
-        }
-        self.carry_out(node);
-        if self.nodes[node].running.is_none() {
-            return;
-        }
-        let running = self.running(node);
-        running.committing = false;
-        let waiting = !running.writes.is_empty();
-        running.committing = waiting;
-        let sync = running.writer.storage().unsynced() && !running.sync_scheduled;
-        running.sync_scheduled |= sync;
-        running.work_left = true;
-        if sync {
-            self.at_life(SYNC_INTERVAL_US, node, Event::Sync);
-        }
-        if waiting {
-            self.at_life(0, node, Event::Commit);
-        }
-        self.announce(node);
-    }
-
-    fn sync(&mut self, node: usize) {
-        let running = self.running(node);
-        if running.committing {
-            // One thread does both.
-            self.at_life(100, node, Event::Sync);
-            return;
-        }
-        running.sync_scheduled = false;
-        let result = guard(|| running.writer.storage_mut().sync().is_err());
-        self.after_storage(node, result);
-        if self.nodes[node].running.is_some() {
-            self.announce(node);
-        }
-    }
-
-    /// One step of background work; tells whether there may be more.
-    fn work(&mut self, node: usize) -> bool {
-        let wall_ms = self.now(node).wall_ms;
-        let running = self.running(node);
-        let result = guard(|| {
-            let progress = running.writer.storage_mut().work(wall_ms);
-            if matches!(progress, Ok(Progress::Did)) {
-                // A commit of nothing takes the view anew: the old one keeps what the work has replaced.
-                running.writer.execute(wall_ms, Vec::new());
-            }
-            running.work_left = matches!(progress, Ok(Progress::Did));
-            progress.is_err()
-        });
-        self.after_storage(node, result);
-        self.nodes[node].running.as_ref().is_some_and(|running| running.work_left)
-    }
-
-    fn after_storage(&mut self, node: usize, failed: Result<bool, String>) {
-        match failed {
-            Err(message) => self.panicked(node, message),
-            Ok(failed) => {
-                if !self.power_is_gone(node)
-                    && failed
-                    && self.running(node).writer.storage().status().poisoned
-                {
-                    self.poisoned(node);
-                }
-            }
-        }
-    }
-
-    /// Tells the core that its change log grew.
-    fn announce(&mut self, node: usize) {
-        let running = self.running(node);
-        let end = running.writer.storage().change_range().1;
-        if std::mem::replace(&mut running.changes_end, end) != end {
-            self.input(node, Input::ChangesGrew { end });
-        }
-    }
-
-    /// Gives the core an input and carries out what follows.
-    pub(super) fn input(&mut self, node: usize, input: Input) {
-        self.feed(node, input);
-        self.carry_out(node);
-    }
-
-    /// Gives the core an input.
-    fn feed(&mut self, node: usize, input: Input) {
-        let now = self.now(node);
-        let Some(running) = self.nodes[node].running.as_mut() else { return };
-        let outputs = &mut self.outputs;
-        let fed = guard(|| {
-            running.core.handle(now, input);
-            while let Some(output) = running.core.poll_output() {
-                outputs.push(output);
-            }
-        });
-        if let Err(message) = fed {
-            self.outputs.clear();
-            self.panicked(node, message);
-        }
-    }
-
-    /// Does what the core said.
-    pub(super) fn carry_out(&mut self, node: usize) {
-        let mut outputs = std::mem::take(&mut self.outputs);
-        for output in outputs.drain(..) {
-            self.do_output(node, output);
-        }
-        self.outputs = outputs;
-        let now_us = self.now_us;
-        let Some(running) = self.nodes[node].running.as_mut() else { return };
-        running.timer_us = running.core.poll_timeout().map(|at| at.0.max(now_us));
-        if !running.subscribed && running.core.is_serving() {
-            running.subscribed = true;
-            self.subscribe(node);
-        }
-    }
-
-    fn do_output(&mut self, node: usize, output: Output) {
-        if self.nodes[node].running.is_none() {
-            return;
-        }
-        match output {
-            Output::Storage { ticket, request } if request.is_write_lane() => {
-                let running = self.running(node);
-                running.writes.push((ticket, request));
-                if !running.committing {
-                    running.committing = true;
-                    self.at_life(5, node, Event::Commit);
-                }
-            }
-            Output::Storage { ticket, request } => {
-                let now_us = self.now_us;
-                let cost_us = READ_US * self.nodes[node].slow * self.nodes[node].slow_disk;
-                let running = self.running(node);
-                running.reads_until_us = running.reads_until_us.max(now_us) + cost_us;
-                running.reads_waiting += 1;
-                let after_us = running.reads_until_us - now_us;
-                self.at_life(after_us, node, Event::Read(ticket, request));
-            }
-            Output::Peer { to, mut message } => {
-                self.messages += 1;
-                if self.messages.is_multiple_of(CODEC_EVERY) {
-                    let mut bytes = Vec::new();
-                    codec::encode(&message, &mut bytes);
-                    message = codec::decode(&bytes).expect("what was encoded decodes");
-                    self.trace.mix(&bytes);
-                }
-                let from = self.nodes[node].id;
-                self.send(node, to, &Input::Peer { from, message });
-            }
-            Output::Gossip { to, bytes } => {
-                let from = self.nodes[node].id;
-                self.send(node, to, &Input::Gossip { from, bytes });
-            }
-            Output::PushPull { to, bytes } => {
-                let exchange = self.next_event;
-                self.next_event += 1;
-                let (from, life) = (self.nodes[node].id, self.nodes[node].life);
-                self.exchanges.insert(exchange, (node, life));
-                self.send(node, to, &Input::PushPull { from, exchange, bytes });
-            }
-            Output::PushPullAnswer { exchange, bytes } => {
-                if let Some((asker, life)) = self.exchanges.remove(&exchange)
-                    && self.nodes[asker].life == life
-                {
-                    let (from, to) = (self.nodes[node].id, self.nodes[asker].id);
-                    self.send(node, to, &Input::PushPullAnswer { from, bytes });
-                }
-            }
-            Output::Answer { id, response, .. } => {
-                let operation = usize::try_from(id).expect("it is an index");
-                let after_us = self.network.way(0) * self.nodes[node].slow;
-                self.at(after_us, NOBODY, Event::Answered { operation, response });
-            }
-            Output::SubscriptionItem { subscription, item } => {
-                self.tail(node, subscription, &item);
-                let ready = Input::SubscriptionReady { subscription };
-                self.at_life(2_000, node, Event::Input(ready));
-            }
-            Output::Dial { peer, .. } => {
-                let peer = peer.expect("members have ids");
-                let peer = self.index_of(peer);
-                self.at_life(500, node, Event::Dial(peer));
-            }
-            Output::Stopped => self.stopped(node),
-        }
-    }
-
-    #[expect(clippy::unused_self, reason = "nodes are this world's")]
-    pub(super) fn index_of(&self, node: starling_clock::NodeId) -> usize {
-        usize::try_from(node.0 - 1).expect("nodes are few")
-    }
-
-    fn send(&mut self, node: usize, to: starling_clock::NodeId, input: &Input) {
-        let to = self.index_of(to);
-        let Some(connection) = self.network.connection(node, to) else { return };
-        let slow = self.nodes[node].slow.max(self.nodes[to].slow);
-        for way in self.network.ways(node, to).into_iter().flatten() {
-            let input = input.clone();
-            self.at(way * slow, to, Event::Arrival { from: node, connection, input });
-        }
-    }
-
-    fn dial(&mut self, node: usize, peer: usize) {
-        let address = super::node::address_of(peer);
-        let up = self.nodes[peer].running.is_some() && !self.nodes[peer].paused;
-        if !up || self.network.is_broken(node, peer) {
-            self.at_life(20_000, node, Event::Input(Input::DialFailed { address }));
-        } else if self.network.connect(node, peer) {
-            let (own, other) = (self.nodes[node].id, self.nodes[peer].id);
-            let dialled = Input::PeerConnected { peer: other, address: Some(address) };
-            self.at_life(100, node, Event::Input(dialled));
-            let accepted = Input::PeerConnected { peer: own, address: None };
-            self.at_life(100, peer, Event::Input(accepted));
-        }
-    }
-
-    /// Ends a pair's connection; both are told within so many microseconds.
-    pub(super) fn disconnect(&mut self, a: usize, b: usize, within_us: u64) {
-        if self.network.disconnect(a, b) {
-            for (node, peer) in [(a, b), (b, a)] {
-                let after_us = self.random.random_range(500..within_us);
-                self.at_life(after_us, node, Event::PeerGone(peer));
-            }
-        }
-    }
-
-    fn subscribe(&mut self, node: usize) {
-        let from = self.nodes[node].cursor.map_or(ChangesFrom::Oldest, ChangesFrom::Sequence);
-        // Its own in the whole history.
-        let subscription = SubscriptionId(self.nodes[node].life << 16 | self.nodes[node].id.0);
-        let request = ChangesRequest {
-            keyspace: None,
-            prefix: codec::Blob::default(),
-            partitions: None,
-            from,
-            follow: true,
-        };
-        self.at_life(0, node, Event::Input(Input::Subscribe { subscription, request }));
-        self.at_life(0, node, Event::Work);
-        let what = IncidentKind::Started;
-        self.incident(node, what);
-    }
-
-    fn tail(&mut self, node: usize, subscription: SubscriptionId, item: &ChangesItem) {
-        let (at_us, id) = (self.now_us, self.nodes[node].id);
-        let (tails, keyspaces) = (&mut self.history.tails, &self.history.keyspaces);
-        let mut push = |what| {
-            tails.push(TailItem { at_us, node: id, subscription: subscription.0, what });
-        };
-        match item {
-            ChangesItem::Batch { changes, next, .. } => {
-                for change in &changes.0 {
-                    push(Tailed::Change {
-                        sequence: change.sequence,
-                        keyspace: named(keyspaces, &change.keyspace.0),
-                        key: change.key.0.clone(),
-                        stamp: change.version.stamp.0,
-                        payload: change.version.payload.0.clone(),
-                    });
-                }
-                push(Tailed::Next(*next));
-                self.nodes[node].cursor = Some(*next);
-            }
-            ChangesItem::Gap { from, to } => {
-                push(Tailed::Gap { from: *from, to: *to });
-                self.nodes[node].cursor = Some(*to);
-            }
-            ChangesItem::End { next } => self.nodes[node].cursor = Some(*next),
-            ChangesItem::Error(_) => {}
-        }
-    }
-}
-
-/// A keyspace's name: a node that has not learned it yet tells the id in hexadecimal.
-fn named(keyspaces: &BTreeMap<String, KeyspaceFacts>, told: &str) -> String {
-    if keyspaces.contains_key(told) {
-        return told.to_owned();
-    }
-    let id = u64::from_str_radix(told, 16).ok().map(KeyspaceId);
-    let known = keyspaces.iter().find(|(_, facts)| Some(facts.id) == id);
-    known.map_or(told, |(name, _)| name).to_owned()
-}
-
-fn describe(event: &Event) -> String {
-    match event {
-        Event::Input(input) => format!("{input:?}"),
-        Event::Arrival { from, input, .. } => format!("from n{}: {input:?}", from + 1),
-        Event::PeerGone(peer) => format!("n{} is gone", peer + 1),
-        Event::Commit => "commit".to_owned(),
-        Event::Committed(answers) => format!("committed {answers:?}"),
-        Event::Read(ticket, request) => format!("read {ticket:?} {request:?}"),
-        Event::Sync => "sync".to_owned(),
-        Event::Work => "work".to_owned(),
-        Event::Dial(peer) => format!("dials n{}", peer + 1),
-        Event::Boot => "starts".to_owned(),
-        Event::Restart => "is restarted".to_owned(),
-        Event::FaultBegins(fault) => format!("fault {fault} begins"),
-        Event::FaultEnds(fault) => format!("fault {fault} ends"),
-        Event::LinkDies { a, b, .. } => format!("n{} and n{} give up", a + 1, b + 1),
-        Event::ClientActs(client) => format!("client {client} acts"),
-        Event::ClientGivesUp { client, operation } => {
-            format!("client {client} gives up operation {operation}")
-        }
-        Event::Answered { operation, response } => format!("operation {operation}: {response:?}"),
-        Event::Sample => "sample".to_owned(),
     }
 }
