@@ -201,10 +201,14 @@ impl<'a> Facts<'a> {
                 Reply::Written { stamp, .. } => sight(operation.request, *stamp),
                 Reply::Value(Some(seen)) => sight(seen.request, seen.stamp),
                 Reply::Versions { versions, .. } => {
-                    versions.iter().for_each(|seen| sight(seen.request, seen.stamp));
+                    for seen in versions {
+                        sight(seen.request, seen.stamp);
+                    }
                 }
                 Reply::Rows { rows, .. } => {
-                    rows.iter().for_each(|(_, seen)| sight(seen.request, seen.stamp));
+                    for (_, seen) in rows {
+                        sight(seen.request, seen.stamp);
+                    }
                 }
                 Reply::None | Reply::Value(None) | Reply::Created { .. } | Reply::Error { .. } => {}
             }

@@ -1,7 +1,8 @@
 //! G6: every event that a replica applies is in its change log exactly once, in one place for ever, also after a crash at any instant.
 //!
 //! Not judged: a place that a consumer saw before the disk was lost for good (the log begins anew then), and logs that could not be
-//! read to their end.
+//! read to their end. Nor an event that comes a second time to a node that has dropped it by both its retentions: no place of the
+//! log has it any more (G6: "in that node's change log exactly once"), and nothing is left to know it by (G11).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -123,7 +124,13 @@ fn tails(facts: &Facts<'_>) -> Option<Violation> {
             continue;
         }
         let id = (item.node, item.subscription, keyspace.as_str(), key, *stamp);
-        if let Some(before) = events.insert(id, *sequence) {
+        let known = events.insert(id, *sequence);
+        let is_kept = |&before: &u64| {
+            let replica = facts.history.replicas.get(&item.node);
+            replica.is_none_or(|replica| replica.change_range.0 <= before)
+                || !facts.may_be_dropped((keyspace.as_str(), key), *stamp, item.at_us)
+        };
+        if let Some(before) = known.filter(is_kept) {
             let what = format!(
                 "a consumer of node {} was sent {stamp} of {} twice",
                 item.node,
@@ -200,7 +207,7 @@ fn at_the_end(facts: &Facts<'_>, item: &TailItem) -> Option<Violation> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Builder, stamp};
+    use super::super::testing::{Builder, KEYSPACE, stamp};
     use super::*;
 
     fn three() -> Builder {
@@ -263,6 +270,29 @@ mod tests {
     fn a_consumer_gets_an_event_once() {
         let mut builder = three();
         builder.tail_change(900, 2, 7, 2);
+        builder.fails(check, Guarantee::LocalChanges, "twice");
+    }
+
+    #[test]
+    fn what_both_retentions_dropped_may_come_again() {
+        let mut builder = Builder::new();
+        builder.put("k", 1, 0..10, 1000);
+        builder.put("k", 1, 20..30, 1001);
+        let old = builder.replica(2).changes[0].clone();
+        builder.replica(2).changes.push(Change { sequence: 3, ..old });
+        builder.replica(2).change_range = (1, 4);
+        builder.tail_change(40, 2, 7, 1);
+        builder.tail_change(50, 2, 7, 3);
+        let retention = |builder: &mut Builder, most| {
+            let keyspace = builder.history.keyspaces.get_mut(KEYSPACE).unwrap();
+            keyspace.retention.versions_max = most;
+        };
+        retention(&mut builder, Some(1));
+        builder.fails(check, Guarantee::LocalChanges, "twice");
+        builder.replica(2).changes.remove(0);
+        builder.replica(2).change_range = (2, 4);
+        builder.passes(check);
+        retention(&mut builder, None);
         builder.fails(check, Guarantee::LocalChanges, "twice");
     }
 

@@ -163,7 +163,7 @@ impl<D: Disk> Storage<D> {
         }
         assert!(self.wal.is_empty());
         self.logged.clear();
-        let outcomes = self.plan(&writes, now_ms).inspect_err(|_| self.wal.abandon())?;
+        let outcomes = self.plan(&writes).inspect_err(|_| self.wal.abandon())?;
         if !self.wal.is_empty() {
             self.wal.write()?;
         }
