@@ -90,6 +90,5 @@ pub(crate) fn lines<D: Disk>(storage: &Storage<D>) -> Result<Vec<String>, Error>
     for (name, value) in storage.metas("") {
         lines.push(format!(r#"{{"value":"{name}","is":"{}"}}"#, hex(&value)));
     }
-    lines.push(format!(r#"{{"greatest":"{}"}}"#, storage.recovered_stamp()));
     Ok(lines)
 }
