@@ -90,7 +90,7 @@ pub struct TreeConfig {
 impl Default for TreeConfig {
     fn default() -> Self {
         Self {
-            block_bytes: 8 << 10,
+            block_bytes: 4 << 10,
             bloom_bits_per_key: 10,
             block_cache_bytes: 64 << 20,
             merge_width_min: 4,

@@ -5,6 +5,10 @@
 //! - Cheap to clone; never waits for a write or a sync.
 //! - Reads of the tree see what was there when the view was taken; they may see events that were applied since.
 //!   Reads of the change log see what is published when they are made.
+//! - A read as of a stamp gives the same whenever it is made, through any view, but for events with lesser stamps that
+//!   came since (as copies do), and for history that a merge dropped by the keyspace's retention. A view that is held
+//!   keeps the tables and memtables that it was taken with: what merges drop stays readable through it, and takes space
+//!   on the disk and in memory, for as long. It costs nothing else.
 //! - Memory is bounded by the limits that the caller gives.
 //! - What is damaged is an error, never left out.
 

@@ -72,17 +72,14 @@ impl<F: DiskFile> TableCursor<F> {
 
     /// Moves to the last event before `end`.
     pub(crate) fn seek_before(&mut self, end: &[u8]) -> Result<(), Error> {
-        match self.table.section_of(end) {
-            Some(number) => {
-                let section = self.enter_section(number)?;
-                self.enter_block(section.index.floor(end))?;
-                self.on_block(|block| block.seek_before(end))?;
-            }
-            None => {
-                let section = self.enter_section(self.table.sections() - 1)?;
-                self.enter_block(section.index.len() - 1)?;
-                self.on_block(EntriesCursor::last)?;
-            }
+        if let Some(number) = self.table.section_of(end) {
+            let section = self.enter_section(number)?;
+            self.enter_block(section.index.floor(end))?;
+            self.on_block(|block| block.seek_before(end))?;
+        } else {
+            let section = self.enter_section(self.table.sections() - 1)?;
+            self.enter_block(section.index.len() - 1)?;
+            self.on_block(EntriesCursor::last)?;
         }
         self.settle_backwards()
     }

@@ -147,7 +147,7 @@ mod tests {
     /// Keys that share much, and zeros at their ends.
     fn key() -> impl Strategy<Value = Vec<u8>> {
         (0..2_u8, prop::collection::vec(prop::sample::select(vec![0_u8, 1, 0xff]), 0..14))
-            .prop_map(|(far, rest)| [&vec![7; 5], &[far * 9][..far as usize], &rest].concat())
+            .prop_map(|(far, rest)| [&[7; 5], &[far * 9][..usize::from(far)], &rest].concat())
     }
 
     proptest! {

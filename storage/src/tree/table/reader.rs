@@ -118,6 +118,7 @@ impl<F: DiskFile> Table<F> {
     }
 
     /// The first key, and the least key above the last one.
+    #[cfg(test)]
     pub(crate) fn key_range(&self) -> (&[u8], &[u8]) {
         (self.sections.key(0), &self.upper)
     }
