@@ -250,7 +250,7 @@ impl<D: Disk> Tree<D> {
     pub(crate) fn status(&self) -> TreeStatus {
         let memtables = self.snapshot.memtables();
         let mut status = TreeStatus {
-            memtable_bytes: memtables.map(|memtable| memtable.bytes() as u64).sum(),
+            memtable_bytes: memtables.map(|memtable| memtable.allocated_bytes() as u64).sum(),
             frozen: self.frozen.len() as u64,
             cached_bytes: self.space.cache.bytes(),
             ..TreeStatus::default()

@@ -86,7 +86,7 @@ impl<'a> MemtableCursor<'a> {
 
     /// The internal key of the event, `None` past the last one.
     pub(crate) fn key(&self) -> Option<&'a [u8]> {
-        self.node.map(Node::key)
+        self.entry().map(Entry::key)
     }
 
     /// What is stored of the event, copied when it is asked for first.

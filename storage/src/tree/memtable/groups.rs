@@ -12,7 +12,7 @@
 use super::arena::{Arena, Node, NodeRef};
 use super::skiplist::{self, HEIGHT_MAX, List, Path};
 use super::stable::Stable;
-use super::sync::{AtomicU32, AtomicU64, Ordering};
+use super::sync::{AtomicU32, AtomicU64, Ordering, spin_loop};
 use crate::tree::internal_key::HEAD_SIZE;
 use crate::types::Digest;
 
@@ -68,7 +68,7 @@ impl Group {
             if counted.is_multiple_of(2) && self.counted.load(Ordering::Relaxed) == counted {
                 return Digest { events: counted / 2, hash };
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
     }
 }
@@ -99,12 +99,19 @@ impl<'a> List for Events<'a> {
     fn height(&self) -> &AtomicU32 {
         &self.group.height
     }
+
+    #[inline]
+    fn prefetch(&self, number: u32) {
+        if let Some(at) = NodeRef::from_number(number) {
+            self.arena.prefetch(at);
+        }
+    }
 }
 
 /// See the file's head. Groups are called by numbers from 1 on.
 #[derive(Default)]
 pub(super) struct Groups {
-    groups: Stable<Group>,
+    all: Stable<Group>,
     first: [AtomicU32; GROUP_HEIGHT_MAX],
     height: AtomicU32,
 }
@@ -126,12 +133,15 @@ impl List for Groups {
     fn height(&self) -> &AtomicU32 {
         &self.height
     }
+
+    /// There are few of them, and they stay near.
+    fn prefetch(&self, _: u32) {}
 }
 
 impl Groups {
     #[inline]
     pub(super) fn get(&self, number: u32) -> &Group {
-        self.groups.get(number - 1)
+        self.all.get(number - 1)
     }
 
     /// The first group at or after `head`, 0 if there is none, and the last one before it, 0 if there is none.
@@ -152,7 +162,7 @@ impl Groups {
         let mut path = Path::default();
         let next = skiplist::search(self, |number| self.get(number).head < head, &mut path);
         assert!(next == 0 || self.get(next).head != head);
-        let bytes = self.groups.push(number - 1, Group::new(head));
+        let bytes = self.all.push(number - 1, Group::new(head));
         skiplist::link_in(self, number, height, &path);
         bytes
     }

@@ -198,6 +198,7 @@ impl Memtable {
     }
 
     /// How many events there are.
+    #[cfg(test)]
     pub(crate) fn events(&self) -> usize {
         self.events.load(Ordering::Relaxed)
     }
@@ -231,11 +232,6 @@ impl Memtable {
         }
         let node = self.first_node(&internal_key::seek_version(prefix, at))?;
         is_version(node, prefix).then(|| Entry::new(node))
-    }
-
-    /// The stamp of the key's newest event; the arguments are those of [`Self::get`].
-    pub(crate) fn newest_stamp(&self, prefix: &[u8], hash: u64) -> Option<Stamp> {
-        self.newest_node(prefix, hash).map(|(_, node)| stamp_of(node))
     }
 
     /// Whether the event with this internal key is here.

@@ -2,6 +2,8 @@
 
 #[cfg(not(loom))]
 mod basics;
+#[cfg(loom)]
+mod interleavings;
 #[cfg(not(loom))]
 mod model;
 #[cfg(not(loom))]
@@ -10,7 +12,7 @@ mod threads;
 use bytes::Bytes;
 use starling_clock::{HybridTime, NodeId, Stamp};
 
-use super::Memtable;
+use super::{Entry, Memtable};
 use crate::event::{Action, Event, KeyspaceId, RequestId};
 use crate::tree::internal_key;
 use crate::tree::table::key_hash;
@@ -45,5 +47,5 @@ fn get(memtable: &Memtable, of: &Event, at: Stamp) -> Option<Event> {
 
 fn newest(memtable: &Memtable, of: &Event) -> Option<Stamp> {
     let prefix = internal_key::prefix(of.partition, of.keyspace, &of.key);
-    memtable.newest_stamp(&prefix, key_hash(&prefix))
+    memtable.get(&prefix, key_hash(&prefix), Stamp::MAX).map(Entry::stamp)
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::*;
 use crate::types::Digest;
 
-const EVENTS: u64 = if cfg!(miri) { 300 } else { 30_000 };
+const EVENTS: u64 = if cfg!(miri) { 300 } else { 10_000 };
 
 /// Each event in a place that says nothing of its number, some keys with several versions.
 fn numbered(number: u64) -> Event {
