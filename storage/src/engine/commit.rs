@@ -4,7 +4,6 @@
 //!
 //! - Nothing is written before every write of the commit was checked and judged.
 //! - A later write of a commit is judged as if the earlier ones were applied.
-//! - A copy that retention would drop at once is taken for one that was here.
 //! - What is not above the tombstone floor of its partition and is not here is never taken: a tombstone that hid it
 //!   may be gone.
 //! - A commit never waits for a flush that another thread does: it is refused instead, as a whole.
@@ -16,17 +15,12 @@ use starling_clock::mutation::{self, Mutation};
 use starling_clock::{NodeId, Stamp};
 
 use super::{Logged, Storage};
-use crate::tree::{Limits, TreeView};
+use crate::tree::TreeView;
 use crate::types::{META_COUNT_MAX, META_NAME_SIZE_MAX, META_VALUE_SIZE_MAX};
-use crate::{
-    Disk, Error, Event, EventId, HistoryRetention, KEY_SIZE_MAX, Mode, Order, Outcome, Provenance,
-    Write,
-};
+use crate::{Disk, Error, Event, EventId, KEY_SIZE_MAX, Mode, Outcome, Provenance, Write};
 
 /// Memtables that may wait for their flush.
 pub(super) const FROZEN_MAX: usize = 3;
-/// Newer versions that are counted to tell whether retention has dropped one, at most.
-const RANK_MAX: usize = 1024;
 /// Changes and hints may wait in memory for so many times `log_buffer_bytes_max` when they cannot be written.
 const BACKLOG_FACTOR: usize = 16;
 /// All named values together, names counted, in bytes: the state file is written as a whole.
@@ -128,7 +122,7 @@ impl<D: Disk> Storage<D> {
     }
 
     /// Decides the outcome of each write and puts what there is to log into the log's buffer.
-    pub(super) fn plan(&mut self, writes: &[Write], now_ms: u64) -> Result<Vec<Outcome>, Error> {
+    pub(super) fn plan(&mut self, writes: &[Write]) -> Result<Vec<Outcome>, Error> {
         let view = self.tree.view();
         let mut batch = BTreeSet::new();
         let mut sequence = self.changes.next();
@@ -139,14 +133,6 @@ impl<D: Disk> Storage<D> {
                 Write::Apply { event, provenance, mode } => {
                     let outcome =
                         self.judge(&view, &batch, event, (*mode, *provenance), sequence)?;
-                    let outcome = match outcome {
-                        Outcome::Applied { newest: false, .. }
-                            if self.is_past_retention(&view, event, now_ms)? =>
-                        {
-                            Outcome::Duplicate
-                        }
-                        outcome => outcome,
-                    };
                     if let Outcome::Applied { previous, .. } = outcome {
                         let payload = self.wal.push_event(sequence, *provenance, previous, event);
                         self.logged.push(Logged::Event { index, payload });
@@ -226,32 +212,6 @@ impl<D: Disk> Storage<D> {
             "a direct write is superseded, or the newest itself"
         );
         Ok(Outcome::Applied { sequence, newest: false, previous })
-    }
-
-    /// Retention keeps so much that is newer that this replica may have had the event and dropped it, and its change log may have
-    /// dropped it too. Taken again it would be published a second time, only to go with the next merge.
-    fn is_past_retention(
-        &self,
-        view: &TreeView<D>,
-        event: &Event,
-        now_ms: u64,
-    ) -> Result<bool, Error> {
-        let retention = self.retentions.history(event.keyspace);
-        if retention == HistoryRetention::default() {
-            return Ok(false);
-        }
-        let versions_max = retention.versions_max.map(usize::try_from).and_then(Result::ok);
-        let most = versions_max.unwrap_or(1).clamp(1, RANK_MAX);
-        let limits = Limits { events: most, bytes: usize::MAX };
-        let (range, order) = ((event.stamp, Stamp::MAX), Order::Ascending);
-        let newer =
-            view.versions(event.partition, event.keyspace, &event.key, range, order, limits)?;
-        let replaced_ms = newer.events.first().map(|newer| newer.stamp.time.physical_ms());
-        let is_old = retention
-            .age_ms_max
-            .zip(replaced_ms)
-            .is_some_and(|(age_ms, replaced_ms)| replaced_ms.saturating_add(age_ms) < now_ms);
-        Ok(is_old || versions_max.is_some_and(|most| most <= newer.events.len()))
     }
 
     /// The commit is in the log: makes it readable, and hands it to the logs that follow.
