@@ -145,8 +145,9 @@ impl<D: Disk> Tree<D> {
         if self.looked.is_some_and(fresh) {
             return None;
         }
-        let is_free =
-            |run: &&Run| !self.unmergeable.contains(&run.run) && !self.merging.contains(&run.run);
+        let is_free = |run: &&Run| {
+            !self.unmergeable.contains(&run.number) && !self.merging.contains(&run.number)
+        };
         let runs: Vec<Run> = self.snapshot.version.runs().iter().filter(is_free).copied().collect();
         let pick = if full {
             self.merge_all = None;
@@ -248,7 +249,8 @@ impl<D: Disk> Tree<D> {
     /// Tells the picker what its merge made go.
     fn learn(&mut self, install: &Install<D>) {
         let runs = self.snapshot.version.runs().iter();
-        let before = runs.filter(|run| install.pick.runs.contains(&run.run)).map(|run| run.bytes);
+        let before =
+            runs.filter(|run| install.pick.runs.contains(&run.number)).map(|run| run.bytes);
         let entries = &install.written.entries;
         let bytes = entries.iter().map(|entry| entry.size).sum();
         let after = entries.first().map(|entry| (entry.run, bytes));

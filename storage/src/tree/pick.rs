@@ -49,7 +49,7 @@ const SHARE_PERCENT: u64 = 10;
 /// What is known of a run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run {
-    pub(crate) run: u64,
+    pub(crate) number: u64,
     pub(crate) bytes: u64,
     pub(crate) events: u64,
     pub(crate) keys: u64,
@@ -110,7 +110,7 @@ impl Picker {
             tombstones: runs.iter().all(|run| tombstones_may_go(run, retentions)),
             versions: runs.iter().all(|run| versions_may_go(run, retentions, now_ms)),
         };
-        Pick { runs: runs.iter().map(|run| run.run).collect(), whole: true, settled }
+        Pick { runs: runs.iter().map(|run| run.number).collect(), whole: true, settled }
     }
 
     /// Learns what became of a pick: bytes that went in, and the run that came out with its bytes, if any did.
@@ -149,7 +149,7 @@ impl Picker {
             }
         }
         runs.iter().filter(|run| bytes * SHARE_PERCENT <= run.bytes * 100).any(|run| {
-            let settled = self.settled.get(&run.run).copied().unwrap_or_default();
+            let settled = self.settled.get(&run.number).copied().unwrap_or_default();
             let many = |count: u64| run.events * MANY_PERCENT <= count * 100;
             (!settled.tombstones && many(run.deletes) && tombstones_may_go(run, retentions))
                 || (!settled.versions
@@ -171,7 +171,7 @@ fn versions_may_go(run: &Run, retentions: &Retentions, now_ms: u64) -> bool {
 
 /// The smallest runs of about one size, if there are enough of them.
 fn tier(runs: &[Run], config: &TreeConfig) -> Vec<u64> {
-    let mut sized: Vec<(u64, u64)> = runs.iter().map(|run| (run.bytes, run.run)).collect();
+    let mut sized: Vec<(u64, u64)> = runs.iter().map(|run| (run.bytes, run.number)).collect();
     sized.sort_unstable();
     for start in 0..sized.len() {
         let (mut bytes, mut end) = (0_u64, start);
@@ -191,6 +191,12 @@ fn tier(runs: &[Run], config: &TreeConfig) -> Vec<u64> {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "amplification is told to two digits"
+)]
 mod tests {
     use starling_clock::{HybridTime, NodeId};
 
@@ -204,10 +210,10 @@ mod tests {
         Stamp::new(HybridTime::new(ms, 0), NodeId(1))
     }
 
-    fn run(run: u64, bytes: u64) -> Run {
+    fn run(number: u64, bytes: u64) -> Run {
         let stamp_greatest = stamp(100);
         let events = bytes / 128;
-        Run { run, bytes, events, keys: events, deletes: 0, stamp_greatest, partitions: (0, 9) }
+        Run { number, bytes, events, keys: events, deletes: 0, stamp_greatest, partitions: (0, 9) }
     }
 
     fn limited(versions_max: Option<u32>, age_ms_max: Option<u64>) -> Retentions {
@@ -253,7 +259,7 @@ mod tests {
                 if pick.runs.is_empty() {
                     break;
                 }
-                let goes = |run: &(Run, u64)| pick.runs.contains(&run.0.run);
+                let goes = |run: &(Run, u64)| pick.runs.contains(&run.0.number);
                 let before = runs.iter().filter(|run| goes(run)).map(|(run, _)| run.bytes).sum();
                 let draws = runs.iter().filter(|run| goes(run)).map(|(_, drawn)| *drawn).sum();
                 runs.retain(|run| !goes(run));
@@ -320,7 +326,7 @@ mod tests {
         assert_eq!(picker.pick(&runs, false, &config, &retentions, 0).runs, []);
         let whole = Picker::whole(&runs, &retentions, 0);
         picker.handle_merged(&whole, 70 * MIB, Some((3, 69 * MIB)));
-        let left = [Run { run: 3, ..dense }];
+        let left = [Run { number: 3, ..dense }];
         let again = picker.pick(&left, true, &config, &retentions, 0);
         assert_eq!(again.runs, [], "what is left has something to hide");
     }
@@ -338,6 +344,6 @@ mod tests {
         let due = pick(picker, old, 1101);
         assert_eq!(due.runs, [1]);
         picker.handle_merged(&due, 50 * MIB, Some((2, 40 * MIB)));
-        assert_eq!(pick(picker, Run { run: 2, ..old }, 9999).runs, [], "nothing more goes");
+        assert_eq!(pick(picker, Run { number: 2, ..old }, 9999).runs, [], "nothing more goes");
     }
 }

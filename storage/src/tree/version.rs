@@ -48,7 +48,7 @@ fn runs<F: DiskFile>(tables: &[Arc<Table<F>>]) -> Vec<Run> {
     for table in tables {
         let bounds = table.bounds();
         let run = runs.entry(table.run()).or_insert(Run {
-            run: table.run(),
+            number: table.run(),
             bytes: 0,
             events: 0,
             keys: 0,

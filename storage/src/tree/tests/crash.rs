@@ -224,7 +224,7 @@ fn an_error_at_any_call_loses_nothing() {
                     }
                     Err(_) => {}
                     Ok(()) => {
-                        assert_eq!(fault, Fault::Full, "which spares calls that need no room")
+                        assert_eq!(fault, Fault::Full, "which spares calls that need no room");
                     }
                 }
                 finish(&mut tree, &retentions, hands).expect("the fault has passed");
