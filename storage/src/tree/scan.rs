@@ -6,6 +6,7 @@
 //! - A scan ends at its limits, of events, of bytes and of steps, and tells the key that it got to: so a page over
 //!   millions of tombstones costs no more than any other.
 //! - Nothing is kept of the events passed over: no memory, no copy of a payload.
+//! - What is skipped without a look lies in a gap of `gaps.rs`: forwards, for live keys, as of now.
 
 use std::sync::Arc;
 
