@@ -36,7 +36,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(20);
 /// The disk is read again in steps of this length.
 const SCRUB_STEP: Duration = Duration::from_millis(250);
 /// From the end of a round of reading to the next.
-const SCRUB_PAUSE: Duration = Duration::from_secs(3600);
+const SCRUB_PAUSE: Duration = Duration::from_hours(1);
 /// After background work failed it is not tried again for so long.
 const WORK_RETRY: Duration = Duration::from_secs(5);
 
