@@ -92,7 +92,8 @@ pub(super) fn timed<'a>(
         let running: Vec<_> = (0..threads).map(|thread| scope.spawn(move || run(thread))).collect();
         barrier.wait();
         let (started, cpu_before) = (now(), cpu_us(&[std::process::id()]));
-        let results: Vec<_> = running.into_iter().map(|thread| thread.join()).collect();
+        let results: Vec<_> =
+            running.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
         let elapsed = started.elapsed();
         (results, elapsed, cpu_us(&[std::process::id()]).saturating_sub(cpu_before))
     });

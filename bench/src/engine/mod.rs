@@ -194,8 +194,11 @@ fn run_stage(spec: &StageSpec) -> Result<(), RunError> {
         let report = serde_json::to_string(&report)?;
         let mut stdout = std::io::stdout().lock();
         writeln!(stdout, "{report}").and_then(|()| stdout.flush()).map_err(system("report"))?;
-        while killed {
-            std::thread::park();
+        if killed {
+            // The engine stays open until the kill comes; a wake-up for nothing is no reason to end.
+            loop {
+                std::thread::park();
+            }
         }
         Ok(())
     })?

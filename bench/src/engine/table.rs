@@ -117,7 +117,7 @@ impl Results {
             cells.extend(kinds.iter().map(|kind| medians.get(kind).map_or(String::new(), show)));
             let ratios = peers.iter().map(|peer| ratio(&medians, *peer));
             cells.extend(ratios.map(|ratio| ratio.map_or(String::new(), |it| format!("{it:.2}x"))));
-            let better = self.to_the_better(&medians);
+            let better = Self::to_the_better(&medians);
             cells.push(better.map_or(String::new(), |ratio| format!("{ratio:.2}x")));
             let by_cpu = to_the_better_by_cpu(&medians);
             cells.push(by_cpu.map_or(String::new(), |ratio| format!("{ratio:.2}x")));
@@ -130,7 +130,7 @@ impl Results {
     }
 
     /// Ours to the better of the peers that the goals are against.
-    fn to_the_better(&self, medians: &BTreeMap<Kind, Row>) -> Option<f64> {
+    fn to_the_better(medians: &BTreeMap<Kind, Row>) -> Option<f64> {
         let peers = medians.keys().filter(|kind| kind.is_goal());
         peers.filter_map(|peer| ratio(medians, *peer)).reduce(f64::min)
     }

@@ -517,7 +517,7 @@ impl Stage<'_> {
         self.put_all(0..count, &mut Values::new(VALUE_SIZE, SEED), |index| order.get(index))?;
         self.engine.settle()?;
         let deleted = count / 10 * 9;
-        let order = Permutation::new(count, SEED ^ 10);
+        let order = Permutation::new(count, SEED ^ 0xa);
         for first in (0..deleted).step_by(usize::try_from(BATCH).expect("small")) {
             let last = (first + BATCH).min(deleted);
             let keys: Vec<_> = (first..last).map(|index| key(order.get(index))).collect();
@@ -586,7 +586,7 @@ impl Stage<'_> {
     }
 
     fn reopened(&mut self) -> Result<(), EngineError> {
-        let numbers = uniform(self.log_rows(), self.sizes.reads / 10, SEED ^ 11);
+        let numbers = uniform(self.log_rows(), self.sizes.reads / 10, SEED ^ 0xb);
         self.read_keys(&numbers, 1, key, Some(VALUE_SIZE)).map(drop)
     }
 }
