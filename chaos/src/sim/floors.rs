@@ -5,6 +5,7 @@
 //! - A floor is told only when every home replica has every event up to it that there is or ever will be: all of them hold the same,
 //!   no hint waits, and no clock is behind it, so that nothing that is on its way or still to be stamped is below.
 //! - It is told to all nodes at once, and stands in the history before any of them can act on it.
+//! - It only rises, though a node with a new disk may know of no time yet.
 
 use starling_clock::{HybridTime, NodeId, Stamp};
 
@@ -25,7 +26,8 @@ impl World {
             return;
         }
         let Some(below) = self.floor() else { return };
-        if !self.are_equal(below) {
+        let told = self.history.floors.last().map_or(Stamp::ZERO, |floor| floor.below);
+        if below <= told || !self.are_equal(below) {
             return;
         }
         for partition in 0..self.history.partitions {

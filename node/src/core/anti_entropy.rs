@@ -8,7 +8,8 @@
 //!   moved by then stays moved; the next session goes on with what still differs.
 //! - Only events of keyspaces that both nodes are home of, and that merges would keep, are moved, as copies: the clock
 //!   does not move. A comparison that found nothing to move is remembered by the two digests, so that partitions which
-//!   differ for good (histories merged to different depths, keyspaces with other replicas) are not walked for ever.
+//!   differ for good (histories merged to different depths, keyspaces with other replicas, tombstones that one side has
+//!   let go) are not walked for ever.
 //! - Of each pair the node with the lower id begins; after its start a node begins with everybody.
 //!
 //! It does not know who is home of what ([`Placement`] does), nor how events travel. Drop of tombstones is not decided here.
@@ -166,7 +167,7 @@ enum Step {
     /// The whole events of the walk's run.
     Fetch,
     /// The other side applies what was fetched of the run; `rest`: the run goes on after this place.
-    Copy { rest: Option<Place>, count: u64 },
+    Copy { rest: Option<Place> },
     /// The pause; then the walk goes on.
     Pause,
 }
@@ -274,22 +275,29 @@ impl AntiEntropy {
         self.invariants();
     }
 
-    /// A side applied a copy, or did not.
-    pub fn handle_copied(&mut self, now: Now, ask: AskId, taken: bool, placement: &impl Placement) {
+    /// A side took a copy, and so many of its events were news there; `None`: it did not take it.
+    pub fn handle_copied(
+        &mut self,
+        now: Now,
+        ask: AskId,
+        applied: Option<u64>,
+        placement: &impl Placement,
+    ) {
         let Some(session) = &mut self.session else { return };
         let Some(side) = session.asks.remove(&ask) else { return };
-        let Step::Copy { rest, count } = &mut session.step else {
+        let Step::Copy { rest } = &mut session.step else {
             panic!("a copy is outstanding in this step only");
         };
-        if !taken {
+        let Some(applied) = applied else {
             self.end(false);
             return;
-        }
+        };
         match side {
-            Side::Own => session.pulled += *count,
-            Side::Peer => session.pushed += *count,
+            Side::Own => session.pulled += applied,
+            Side::Peer => session.pushed += applied,
         }
         let walk = session.walk.as_mut().expect("a copy belongs to a walk");
+        walk.unsettled |= 0 < applied;
         match rest.take() {
             Some(rest) => walk.run.as_mut().expect("it is not over").after = Some(rest),
             None => walk.run = None,
@@ -508,8 +516,7 @@ impl AntiEntropy {
             session.step = Step::Pause;
             return;
         }
-        walk.unsettled = true;
-        session.step = Step::Copy { rest, count: events.len() as u64 };
+        session.step = Step::Copy { rest };
         let (ask, to) = self.new_ask(to);
         self.outputs.push_back(AntiEntropyOutput::Copy { ask, to, events });
     }

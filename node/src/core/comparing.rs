@@ -11,9 +11,10 @@ use starling_storage::{KeyspaceId, Provenance};
 
 use super::anti_entropy::{AntiEntropy, AntiEntropyOutput, Placement, Sharing};
 use super::cluster::Cluster;
-use super::driver::{Reply, Work};
+use super::driver::{Reply, Work, is_taken};
 use super::flights::{About, Questions};
 use super::keyspaces::Keyspaces;
+use super::peer::WriteOutcome;
 use super::read::AskId;
 use super::{Core, Instant};
 
@@ -60,8 +61,9 @@ impl Core {
                 machine.handle_answer(self.now, AskId(ask), answer, &placement);
             }
             Some((About::Write(ask), Reply::Outcomes(outcomes))) => {
-                let taken = super::driver::is_taken(&outcomes);
-                machine.handle_copied(self.now, AskId(ask), taken, &placement);
+                let news = || outcomes.iter().filter(|it| matches!(it, WriteOutcome::Applied));
+                let applied = is_taken(&outcomes).then(|| news().count() as u64);
+                machine.handle_copied(self.now, AskId(ask), applied, &placement);
             }
             Some(_) => self.counters.malformed += 1,
         }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use starling_storage::Action;
 
 use super::super::replica::Declined;
-use super::super::replica::testing::{KEYSPACE, Model, PARTITIONS, event};
+use super::super::replica::testing::{KEYSPACE, Model, PARTITIONS, event, stamp};
 use super::*;
 
 const CONFIG: AntiEntropyConfig = AntiEntropyConfig {
@@ -86,10 +86,10 @@ fn run(
             }
             AntiEntropyOutput::Copy { ask, to, events } => {
                 assert!(!events.is_empty() && events.len() <= TRANSFER_EVENTS_MAX);
-                for event in &events {
-                    models[index(to)].apply(event);
-                }
-                machine.handle_copied(at(*now_ms), ask, fail_at != Some(asks), ring);
+                let model = &mut models[index(to)];
+                let applied = events.iter().filter(|event| model.apply(event)).count() as u64;
+                let applied = (fail_at != Some(asks)).then_some(applied);
+                machine.handle_copied(at(*now_ms), ask, applied, ring);
             }
             AntiEntropyOutput::Ended { peer, complete, pushed, pulled } => {
                 assert_eq!(peer, PEER);
@@ -231,6 +231,22 @@ fn what_merges_drop_is_not_copied_and_not_walked_for_ever() {
     // What a merge takes away later changes the digest: it is walked once more.
     models[1].remove(&put(1, 30));
     assert_eq!(run(&mut machine, &mut models, &ring, &mut now_ms, None).pushed, 1);
+}
+
+#[test]
+fn what_the_other_side_has_let_go_is_not_sent_for_ever() {
+    let mut models = [Model::new(10), Model::new(10)];
+    models[0].apply(&event(&[1], 10, Action::Delete, b""));
+    models[1].floor = stamp(20);
+    let (mut machine, mut now_ms) = (started(), 0);
+    let sent = run(&mut machine, &mut models, &RING, &mut now_ms, None);
+    assert_eq!(
+        (sent.pushed, sent.asks),
+        (0, 6),
+        "two digests, two pages, a fetch and a copy in vain"
+    );
+    let remembered = run(&mut machine, &mut models, &RING, &mut now_ms, None);
+    assert_eq!((remembered.pushed, remembered.asks), (0, 2), "two digests");
 }
 
 #[test]

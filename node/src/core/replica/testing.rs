@@ -43,17 +43,20 @@ pub(crate) struct Model {
     events: BTreeMap<(u32, KeyspaceId, Bytes, std::cmp::Reverse<Stamp>), Event>,
     /// Most events in an answer, whatever was asked for.
     pub(crate) page_max: usize,
+    /// It takes nothing that is not above this any more, as below a tombstone floor.
+    pub(crate) floor: Stamp,
 }
 
 impl Model {
     pub(crate) fn new(page_max: usize) -> Self {
-        Self { events: BTreeMap::new(), page_max }
+        Self { events: BTreeMap::new(), page_max, floor: Stamp::ZERO }
     }
 
-    pub(crate) fn apply(&mut self, event: &Event) {
+    /// Takes an event; tells whether it is news.
+    pub(crate) fn apply(&mut self, event: &Event) -> bool {
         let order =
             (event.partition, event.keyspace, event.key.clone(), std::cmp::Reverse(event.stamp));
-        self.events.insert(order, event.clone());
+        self.floor < event.stamp && self.events.insert(order, event.clone()).is_none()
     }
 
     pub(crate) fn remove(&mut self, event: &Event) {
