@@ -116,7 +116,7 @@ pub(crate) fn record_span(records: &[u8], offset: usize) -> Result<(usize, usize
     Ok((start, start.saturating_add(length)))
 }
 
-/// Which frames a [`FrameWriter`] writes.
+/// Which frames a writer writes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FrameHead {
     pub(crate) salt: u32,

@@ -1,8 +1,8 @@
-//! Tools for a data directory that no node uses: [`verify`] looks, [`dump()`] shows, [`repair`] saves what can be saved.
+//! Tools for a data directory that no node uses: [`verify`] looks, [`dump()`] shows, [`repair()`] saves what can be saved.
 //!
 //! Architecture invariants:
 //!
-//! - Looking changes nothing. Only [`repair`] writes, and only if it is told to; it removes nothing: what is damaged is renamed.
+//! - Looking changes nothing. Only [`repair()`] writes, and only if it is told to; it removes nothing: what is damaged is renamed.
 //! - Files are hostile: any bytes give a report, never a panic, in bounded memory.
 //! - Nothing is lost silently: what a repair gives up is told by partition, key and stamp, as closely as it can be known.
 //!
