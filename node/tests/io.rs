@@ -634,7 +634,13 @@ async fn a_client_is_told_that_its_certificate_is_foreign() {
 #[tokio::test]
 async fn a_full_disk_refuses_writes_and_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let value = |at: u8| vec![at; 100_000];
+    // Nothing that could be compressed: a linear congruential generator (Knuth's MMIX), its upper bytes.
+    let value = |at: u8| -> Vec<u8> {
+        let next =
+            |state: &u64| Some(state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+        let states = std::iter::successors(Some(u64::from(at) + 1), next);
+        states.skip(8).take(100_000).map(|state| state.to_be_bytes()[0]).collect()
+    };
     let read = async |client: &Client, at: u8| {
         let get = client.keyspace("default").get(format!("key {at}"));
         in_time(get.send()).await.unwrap().map(|version| version.payload.to_vec())
