@@ -7,7 +7,6 @@
 
 use std::collections::BTreeSet;
 
-use starling_client::codec::{Blob, List};
 use starling_clock::{HybridTime, NodeId};
 use starling_storage::{Event, Mode, Outcome, Provenance};
 
@@ -318,7 +317,7 @@ impl Core {
             self.ask_storage(id, questions, about, request);
             return;
         }
-        let events: List<Blob> = events.iter().map(replica::encode_event).collect();
+        let events = replica::encode_events(&events);
         let op = questions.open(id, to, about);
         let epoch = self.cluster.epoch().number();
         let provenance = provenance as u8;

@@ -37,6 +37,8 @@ pub struct Membership {
     connected: BTreeSet<NodeId>,
     /// Of every member that is not connected.
     dials: BTreeMap<NodeId, Dial>,
+    /// The earliest of the dials of those that are not connected: it is asked for after every input, and seldom another.
+    dial_at: Option<Instant>,
     retry_ms: (u64, u64),
 }
 
@@ -78,7 +80,10 @@ impl Membership {
             (node, Dial { configured, dialled: None, failures: 0, at })
         };
         let dials = cluster.peers().map(dial).collect();
-        Ok(Self { own, gossip, connected: BTreeSet::new(), dials, retry_ms })
+        let connected = BTreeSet::new();
+        let mut membership = Self { own, gossip, connected, dials, dial_at: None, retry_ms };
+        membership.note_dials();
+        Ok(membership)
     }
 
     /// Whether it makes sense to send to `node` now.
@@ -125,6 +130,7 @@ impl Membership {
             dial.failures = 0;
             dial.dialled = None;
         }
+        self.note_dials();
     }
 
     /// The last connection to `node` is gone.
@@ -133,6 +139,7 @@ impl Membership {
         if let Some(dial) = self.dials.get_mut(&node) {
             dial.at = now.plus_ms(if self.own < node { 0 } else { self.retry_ms.0 });
         }
+        self.note_dials();
     }
 
     /// Nobody answered at `address`.
@@ -144,28 +151,39 @@ impl Membership {
             dial.dialled = None;
             dial.at = now.plus_ms(wait_ms);
         }
+        self.note_dials();
     }
 
     /// Whom to dial now, and where.
     pub fn poll_dials(&mut self, now: Instant) -> Vec<(NodeId, SocketAddr)> {
+        if self.dial_at.is_none_or(|at| now < at) {
+            return Vec::new();
+        }
         let Self { connected, dials, gossip, .. } = self;
         let due =
             dials.iter_mut().filter(|(node, dial)| dial.at <= now && !connected.contains(node));
-        due.map(|(&node, dial)| {
+        let due = due.map(|(&node, dial)| {
             // What a node says of itself is newer than the configuration; it may be wrong, so take turns.
             let said = gossip.member(node).map(|member| member.state.address);
             let address = said.filter(|_| dial.failures % 2 == 1).unwrap_or(dial.configured);
             dial.dialled = Some(address);
             dial.at = now.plus_ms(DIAL_LOST_AFTER_MS);
             (node, address)
-        })
-        .collect()
+        });
+        let due = due.collect();
+        self.note_dials();
+        due
     }
 
     /// When `poll_dials` is next wanted. Gossip says itself when it wants to be woken.
     pub fn poll_dial_timeout(&self) -> Option<Instant> {
+        self.dial_at
+    }
+
+    /// To be called after any change of dials or connections.
+    fn note_dials(&mut self) {
         let dials = self.dials.iter().filter(|(node, _)| !self.connected.contains(node));
-        dials.map(|(_, dial)| dial.at).min()
+        self.dial_at = dials.map(|(_, dial)| dial.at).min();
     }
 }
 

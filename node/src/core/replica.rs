@@ -191,10 +191,10 @@ impl ReplicaAnswer {
                 ReadAnswer::Event { event: event.as_ref().map(encode_event), cut }
             }
             Self::Events { events, more } => {
-                ReadAnswer::Events { events: events.iter().map(encode_event).collect(), more }
+                ReadAnswer::Events { events: encode_events(&events), more }
             }
             Self::Scanned { events, covered } => ReadAnswer::Scanned {
-                events: events.iter().map(encode_event).collect(),
+                events: encode_events(&events),
                 covered: covered.map(|(partition, key)| (partition, Blob(key))),
             },
             Self::Digests(digests) => ReadAnswer::Digests(List(digests)),
@@ -211,6 +211,20 @@ pub fn encode_event(event: &Event) -> Blob {
     let mut bytes = Vec::with_capacity(event.encoded_len());
     event.encode(&mut bytes);
     Blob(bytes.into())
+}
+
+/// Events as they travel between peers. They share one buffer.
+pub fn encode_events(events: &[Event]) -> List<Blob> {
+    let mut bytes = Vec::with_capacity(events.iter().map(Event::encoded_len).sum());
+    let mut ends = Vec::with_capacity(events.len());
+    for event in events {
+        event.encode(&mut bytes);
+        ends.push(bytes.len());
+    }
+    let bytes = Bytes::from(bytes);
+    let mut start = 0;
+    let one = |end| Blob(bytes.slice(std::mem::replace(&mut start, end)..end));
+    ends.into_iter().map(one).collect()
 }
 
 /// An event from a peer; `None` unless the bytes are exactly one event and it lies in the partition of its key.
