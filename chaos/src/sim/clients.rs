@@ -255,7 +255,7 @@ impl World {
         });
         let way_us = self.network.way(0);
         if self.nodes[coordinator].running.is_some() {
-            self.at_life(way_us, coordinator, Event::Input(input));
+            self.at_life(way_us, coordinator, Event::Input(Box::new(input)));
         }
         let Some(client) = slot else { return operation };
         // Some vanish, some are less patient than what they said.

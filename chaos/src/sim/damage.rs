@@ -94,40 +94,42 @@ impl World {
         if !self.nodes.iter().all(is_up) {
             return false;
         }
+        // Most of the time something is on its way somewhere, and the first partitions tell.
+        (0..self.history.partitions).all(|partition| self.is_equal(partition, up_to))
+    }
+
+    fn is_equal(&self, partition: u32, up_to: Stamp) -> bool {
         let digests: Option<Vec<_>> =
-            (0..self.nodes.len()).map(|node| self.digests(node, up_to)).collect();
+            (0..self.nodes.len()).map(|node| self.digests(node, partition, up_to)).collect();
         let Some(digests) = digests else { return false };
-        let none = (0, 0);
+        let at = usize::try_from(partition).expect("partitions are few");
         self.history.keyspaces.values().all(|facts| {
-            (0_u32..).zip(&facts.homes).all(|(partition, homes)| {
-                let at = |home: &NodeId| {
-                    let held = &digests[self.index_of(*home)];
-                    *held.get(&(facts.id, partition)).unwrap_or(&none)
-                };
-                homes.iter().all(|home| at(home) == at(&homes[0]))
-            })
+            let homes = &facts.homes[at];
+            let held = |home: &NodeId| digests[self.index_of(*home)].get(&facts.id);
+            homes.iter().all(|home| held(home) == held(&homes[0]))
         })
     }
 
-    /// What the node holds, by keyspace and partition; `None` if it cannot be read.
-    fn digests(&self, node: usize, up_to: Stamp) -> Option<BTreeMap<(KeyspaceId, u32), SetDigest>> {
+    /// What the node holds of a partition, by keyspace; `None` if it cannot be read.
+    fn digests(
+        &self,
+        node: usize,
+        partition: u32,
+        up_to: Stamp,
+    ) -> Option<BTreeMap<KeyspaceId, SetDigest>> {
         let view = self.nodes[node].running.as_ref()?.writer.storage().view();
-        let retentions: BTreeMap<KeyspaceId, HistoryRetention> =
-            self.history.keyspaces.values().map(|it| (it.id, it.retention)).collect();
         let now_ms = WALL_MS + self.now_us / 1000;
         let below = self.history.floors.last().map_or(Stamp::ZERO, |floor| floor.below);
-        let mut digests = BTreeMap::new();
-        for partition in 0..self.history.partitions {
-            let page = view.partition_events(partition, None, usize::MAX, usize::MAX).ok()?;
-            let mut kept = Kept::default();
-            for event in page.events.iter().filter(|event| event.stamp <= up_to) {
-                let retention = retentions.get(&event.keyspace).copied().unwrap_or_default();
-                if kept.next(event, retention, now_ms, below) {
-                    let held: &mut SetDigest =
-                        digests.entry((event.keyspace, partition)).or_default();
-                    held.0 += 1;
-                    held.1 ^= event.id().hash();
-                }
+        let mut digests: BTreeMap<KeyspaceId, SetDigest> = BTreeMap::new();
+        let mut kept = Kept::default();
+        let page = view.partition_events(partition, None, usize::MAX, usize::MAX).ok()?;
+        for event in page.events.iter().filter(|event| event.stamp <= up_to) {
+            let known = self.history.keyspaces.values().find(|it| it.id == event.keyspace);
+            let retention = known.map_or_else(HistoryRetention::default, |it| it.retention);
+            if kept.next(event, retention, now_ms, below) {
+                let held = digests.entry(event.keyspace).or_default();
+                held.0 += 1;
+                held.1 ^= event.id().hash();
             }
         }
         Some(digests)

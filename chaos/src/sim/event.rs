@@ -9,19 +9,19 @@ use starling_node::core::peer::PeerMessage;
 use starling_node::core::storage::{StorageAnswer, StorageRequest};
 use starling_node::core::types::{Input, Ticket};
 
-/// What happens.
+/// What happens. Small: what is large is moved as a pointer, through the queue and on to the core.
 pub(super) enum Event {
-    Input(Input),
+    Input(Box<Input>),
     /// Over the connection with this number.
     Arrival {
         from: usize,
         connection: u64,
-        input: Input,
+        input: Box<Input>,
     },
     PeerGone(usize),
     Commit,
     Committed(Vec<(Ticket, StorageAnswer)>),
-    Read(Ticket, StorageRequest),
+    Read(Ticket, Box<StorageRequest>),
     Sync,
     Work,
     /// The thread beside the writer carries on with a flush or a merge.
@@ -46,7 +46,7 @@ pub(super) enum Event {
     },
     Answered {
         operation: usize,
-        response: Response,
+        response: Box<Response>,
     },
     Sample,
 }
@@ -81,7 +81,7 @@ impl Event {
     pub(super) fn mark(&self) -> u64 {
         match self {
             Self::Arrival { from, connection, input } => {
-                let content = match input {
+                let content = match &**input {
                     Input::Gossip { bytes, .. } | Input::PushPull { bytes, .. } => {
                         xxhash_rust::xxh3::xxh3_64(bytes)
                     }
@@ -97,7 +97,7 @@ impl Event {
             Self::Read(ticket, _) => ticket.0,
             Self::FaultBegins(fault) | Self::FaultEnds(fault) => *fault as u64,
             Self::Answered { operation, response } => {
-                let content = match response {
+                let content = match &**response {
                     Response::Written { stamp, .. } => stamp.0.time.packed() ^ stamp.0.node.0 << 56,
                     Response::Value { version: Some(version) } => version.stamp.0.time.packed(),
                     Response::Error(error) => error.code as u64,

@@ -60,7 +60,7 @@ impl World {
                 let target = &mut self.nodes[node];
                 if target.running.is_some() {
                     target.down_until_us = target.down_until_us.max(to_us);
-                    self.at_life(0, node, Event::Input(Input::Stop));
+                    self.at_life(0, node, Event::Input(Box::new(Input::Stop)));
                 }
             }
             FaultKind::Rough { .. }
@@ -266,7 +266,7 @@ impl World {
         match booted {
             Ok(()) => {
                 self.nodes[node].down_until_us = 0;
-                self.input(node, Input::Timeout);
+                self.input(node, Box::new(Input::Timeout));
             }
             Err(BootError::Crashed) => self.crash(node),
             Err(BootError::Again(_)) if self.nodes[node].disk_faulty => {

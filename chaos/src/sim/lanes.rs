@@ -72,7 +72,7 @@ impl World {
 
     pub(super) fn committed(&mut self, node: usize, answers: Vec<(Ticket, StorageAnswer)>) {
         for (ticket, answer) in answers {
-            self.feed(node, Input::StorageDone { ticket, answer });
+            self.feed(node, Box::new(Input::StorageDone { ticket, answer }));
             if self.nodes[node].running.is_none() {
                 return;
             }
@@ -248,7 +248,7 @@ impl World {
         let reader = running.reader.clone();
         match guard(|| reader.execute(request)) {
             Ok(answer) if !self.power_is_gone(node) => {
-                self.input(node, Input::StorageDone { ticket, answer });
+                self.input(node, Box::new(Input::StorageDone { ticket, answer }));
             }
             Ok(_) => {}
             Err(message) => self.panicked(node, message),
@@ -260,7 +260,7 @@ impl World {
         let running = self.running(node);
         let end = running.writer.storage().change_range().1;
         if std::mem::replace(&mut running.changes_end, end) != end {
-            self.input(node, Input::ChangesGrew { end });
+            self.input(node, Box::new(Input::ChangesGrew { end }));
         }
     }
 }

@@ -27,37 +27,29 @@ const CODEC_EVERY: u64 = 8;
 
 impl World {
     /// Gives the core an input and carries out what follows.
-    pub(super) fn input(&mut self, node: usize, input: Input) {
+    pub(super) fn input(&mut self, node: usize, input: Box<Input>) {
         self.feed(node, input);
         self.carry_out(node);
     }
 
     /// Gives the core an input.
-    pub(super) fn feed(&mut self, node: usize, input: Input) {
+    pub(super) fn feed(&mut self, node: usize, input: Box<Input>) {
         let now = self.now(node);
         let cost_us = INPUT_US * self.nodes[node].slow;
         let Some(running) = self.nodes[node].running.as_mut() else { return };
         running.core_until_us = running.core_until_us.max(now.mono.0) + cost_us;
-        let outputs = &mut self.outputs;
-        let fed = guard(|| {
-            running.core.handle(now, input);
-            while let Some(output) = running.core.poll_output() {
-                outputs.push(output);
-            }
-        });
-        if let Err(message) = fed {
-            self.outputs.clear();
+        if let Err(message) = guard(|| running.core.handle(now, *input)) {
             self.panicked(node, message);
         }
     }
 
     /// Does what the core said.
     pub(super) fn carry_out(&mut self, node: usize) {
-        let mut outputs = std::mem::take(&mut self.outputs);
-        for output in outputs.drain(..) {
+        while let Some(running) = self.nodes[node].running.as_mut()
+            && let Some(output) = running.core.poll_output()
+        {
             self.do_output(node, output);
         }
-        self.outputs = outputs;
         let now_us = self.now_us;
         let Some(running) = self.nodes[node].running.as_mut() else { return };
         running.timer_us = running.core.poll_timeout().map(|at| at.0.max(now_us));
@@ -68,9 +60,6 @@ impl World {
     }
 
     fn do_output(&mut self, node: usize, output: Output) {
-        if self.nodes[node].running.is_none() {
-            return;
-        }
         // The core is on one thread: what it says comes when it is through with what it was given before.
         let busy_us = self.running(node).core_until_us.saturating_sub(self.now_us);
         match output {
@@ -89,7 +78,7 @@ impl World {
                 running.reads_until_us = running.reads_until_us.max(now_us + busy_us) + cost_us;
                 running.reads_waiting += 1;
                 let after_us = running.reads_until_us - now_us;
-                self.at_life(after_us, node, Event::Read(ticket, request));
+                self.at_life(after_us, node, Event::Read(ticket, Box::new(request)));
             }
             Output::Peer { to, mut message } => {
                 self.messages += 1;
@@ -123,12 +112,13 @@ impl World {
             Output::Answer { id, response, .. } => {
                 let operation = usize::try_from(id).expect("it is an index");
                 let after_us = busy_us + self.network.way(0) * self.nodes[node].slow;
+                let response = Box::new(response);
                 self.at(after_us, NOBODY, Event::Answered { operation, response });
             }
             Output::SubscriptionItem { subscription, item } => {
                 self.tail(node, subscription, &item);
                 let ready = Input::SubscriptionReady { subscription };
-                self.at_life(busy_us + 2_000, node, Event::Input(ready));
+                self.at_life(busy_us + 2_000, node, Event::Input(Box::new(ready)));
             }
             Output::Dial { peer, .. } => {
                 let peer = peer.expect("members have ids");
@@ -149,6 +139,7 @@ impl World {
         let Some(connection) = self.network.connection(node, to) else { return };
         let slow = self.nodes[node].slow.max(self.nodes[to].slow);
         let [first, again] = self.network.ways(node, to);
+        let input = Box::new(input);
         if let Some(way) = again {
             let input = input.clone();
             let arrival = Event::Arrival { from: node, connection, input };
@@ -164,13 +155,14 @@ impl World {
         let address = super::node::address_of(peer);
         let up = self.nodes[peer].running.is_some() && !self.nodes[peer].paused;
         if !up || self.network.is_broken(node, peer) {
-            self.at_life(20_000, node, Event::Input(Input::DialFailed { address }));
+            let failed = Box::new(Input::DialFailed { address });
+            self.at_life(20_000, node, Event::Input(failed));
         } else if self.network.connect(node, peer) {
             let (own, other) = (self.nodes[node].id, self.nodes[peer].id);
             let dialled = Input::PeerConnected { peer: other, address: Some(address) };
-            self.at_life(100, node, Event::Input(dialled));
+            self.at_life(100, node, Event::Input(Box::new(dialled)));
             let accepted = Input::PeerConnected { peer: own, address: None };
-            self.at_life(100, peer, Event::Input(accepted));
+            self.at_life(100, peer, Event::Input(Box::new(accepted)));
         }
     }
 
@@ -195,7 +187,8 @@ impl World {
             from,
             follow: true,
         };
-        self.at_life(0, node, Event::Input(Input::Subscribe { subscription, request }));
+        let subscribe = Box::new(Input::Subscribe { subscription, request });
+        self.at_life(0, node, Event::Input(subscribe));
         self.at_life(0, node, Event::Work);
         let what = IncidentKind::Started;
         self.incident(node, what);

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use starling_node::core::types::{Input, Instant, Now, Output};
+use starling_node::core::types::{Input, Instant, Now};
 use starling_storage::SimDisk;
 
 use super::clients::Clients;
@@ -29,6 +29,11 @@ pub(super) const WALL_MS: u64 = 1_700_000_000_000;
 /// The true time when a world begins: faults' times count from here.
 pub(super) const BEGIN_US: u64 = 1_000_000;
 const SAMPLE_INTERVAL_US: u64 = 500_000;
+/// An event that happens within this is soon.
+const SOON_US: u64 = 10_000;
+
+/// By time, then by number, with the slot of each event.
+type Queue = BinaryHeap<Reverse<(u64, u64, usize)>>;
 
 struct Scheduled {
     node: usize,
@@ -54,7 +59,9 @@ pub(super) struct World {
     pub(super) clients: Clients,
     pub(super) history: History,
     pub(super) trace: Trace,
-    heap: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    /// What happens soon, and what happens later: most events are soon over, and their heap stays small beside the other.
+    soon: Queue,
+    later: Queue,
     slots: Vec<Option<Scheduled>>,
     free: Vec<usize>,
     next_event: u64,
@@ -63,8 +70,6 @@ pub(super) struct World {
     pub(super) messages: u64,
     /// Who asked in a push-pull, by its name.
     pub(super) exchanges: BTreeMap<u64, (usize, u64)>,
-    /// What the core said that was just given something.
-    pub(super) outputs: Vec<Output>,
     /// Tombstones may go in this run.
     pub(super) floors: bool,
     pub(super) samples: usize,
@@ -96,14 +101,14 @@ impl World {
             clients,
             history,
             trace,
-            heap: BinaryHeap::new(),
+            soon: Queue::new(),
+            later: Queue::new(),
             slots: Vec::new(),
             free: Vec::new(),
             next_event: 0,
             deferred: Vec::new(),
             messages: 0,
             exchanges: BTreeMap::new(),
-            outputs: Vec::new(),
             floors: seed.is_multiple_of(2),
             samples: 0,
         }
@@ -127,7 +132,8 @@ impl World {
         });
         self.slots[slot] = Some(scheduled);
         let number = self.next_number();
-        self.heap.push(Reverse((self.now_us + after_us, number, slot)));
+        let queue = if after_us < SOON_US { &mut self.soon } else { &mut self.later };
+        queue.push(Reverse((self.now_us + after_us, number, slot)));
     }
 
     /// A number that nothing else in the world has.
@@ -167,7 +173,11 @@ impl World {
                 timer = Some((at, index));
             }
         }
-        let event_at = self.heap.peek().map(|Reverse((at, ..))| *at);
+        let (soon, later) = (self.soon.peek().copied(), self.later.peek().copied());
+        // The greater is the earlier one here.
+        let (queue, first) =
+            if soon < later { (&mut self.later, later) } else { (&mut self.soon, soon) };
+        let event_at = first.map(|Reverse((at, ..))| at);
         if let Some((at, index)) = timer
             && event_at.is_none_or(|event_at| at < event_at)
         {
@@ -176,13 +186,13 @@ impl World {
             }
             self.now_us = self.now_us.max(at);
             self.trace.note(self.now_us, index as u64, 17, 0, || "timeout".to_owned());
-            self.input(index, Input::Timeout);
+            self.input(index, Box::new(Input::Timeout));
             return true;
         }
         if event_at.is_none_or(|at| at > until_us) {
             return false;
         }
-        let Some(Reverse((at, _, slot))) = self.heap.pop() else { return false };
+        let Some(Reverse((at, _, slot))) = queue.pop() else { return false };
         let scheduled = self.slots[slot].take().expect("a scheduled event is there");
         self.free.push(slot);
         self.now_us = self.now_us.max(at);
@@ -247,7 +257,9 @@ impl World {
             }
             Event::ClientActs(client) => self.client_acts(client),
             Event::ClientGivesUp { client, operation } => self.client_gives_up(client, operation),
-            Event::Answered { operation, response } => self.client_is_answered(operation, response),
+            Event::Answered { operation, response } => {
+                self.client_is_answered(operation, *response);
+            }
             Event::Sample => {
                 self.sample();
                 self.consider_floors();
@@ -283,12 +295,12 @@ impl World {
                 // Both have a new connection by now: the last one is not gone.
                 if self.network.connection(node, peer).is_none() {
                     let peer = self.nodes[peer].id;
-                    self.input(node, Input::PeerDisconnected { peer });
+                    self.input(node, Box::new(Input::PeerDisconnected { peer }));
                 }
             }
             Event::Commit => self.commit(node),
             Event::Committed(answers) => self.committed(node, answers),
-            Event::Read(ticket, request) => self.read(node, ticket, request),
+            Event::Read(ticket, request) => self.read(node, ticket, *request),
             Event::Sync => self.sync(node),
             Event::Work => self.look_for_work(node),
             Event::Step => self.step_job(node),
