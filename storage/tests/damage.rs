@@ -66,7 +66,7 @@ fn a_flip_in_the_write_ahead_log_is_reported_unless_it_is_in_the_last_commit() {
     let mut reported = 0;
     for path in &paths {
         let length = disk.contents(path).unwrap().len();
-        for offset in (0..length).step_by(3) {
+        for offset in (0..length).step_by(2) {
             let (_, result) = flipped(&disk, path, offset);
             match result {
                 // Later files may know more of the log than its own newest segment.

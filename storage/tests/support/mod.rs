@@ -18,7 +18,7 @@ pub(crate) const KEYSPACE: KeyspaceId = KeyspaceId(77);
 pub(crate) fn config() -> Config {
     Config {
         payload_size_max: 1 << 20,
-        memtable_bytes_max: 8 << 10,
+        memtable_bytes_max: (8 << 10) + 768,
         wal_segment_bytes_max: 8 << 10,
         change_segment_bytes_max: 4 << 10,
         change_bytes_max: 1 << 30,

@@ -1,25 +1,25 @@
 //! [`Arena`]: the memory of a memtable's nodes, and all the `unsafe` there is in this crate.
 //!
-//! A node is one entry: its links, its internal key and its stored value, side by side in a block.
+//! A node is one entry: its link, its internal key and its stored value, side by side in a block.
 //!
 //! ```text
-//!  links, highest first      header                       key          value
-//! [.. | link 1 | link 0] [lengths, height]  [internal key] [stored value]
-//!                        ^ where a `NodeRef` points; 8 bytes are its unit
+//!  header            key            value
+//! [lengths, link] [internal key] [stored value]
+//! ^ where a `NodeRef` points; 8 bytes are its unit
 //! ```
 //!
 //! Invariants:
 //!
 //! - A node never moves and is never freed before its arena: what is borrowed from one lives as long as the arena.
-//! - All of a node but its links is written once, before its [`NodeRef`] leaves [`Arena::add`], and never again; links
-//!   are atomics. So readers on other threads need no more than to have got the reference through an acquiring load of
+//! - All of a node but its link is written once, before its [`NodeRef`] leaves [`Arena::add`], and never again; the link
+//!   is an atomic. So readers on other threads need no more than to have got the reference through an acquiring load of
 //!   what was stored with release.
 //! - A [`NodeRef`] is made by [`Arena::add`] only, or read back from a number that one was turned into. A memtable has
 //!   one arena, and no number of it goes anywhere else: each reference is to a node of that arena.
 //! - Blocks grow with the arena, up to [`BLOCK_SIZE`]; a value of [`APART_SIZE_MIN`] bytes or more is an allocation of
 //!   its own, so that little is left over at a block's end.
 //!
-//! It knows nothing of order; `skiplist.rs` does. Under loom each node has a cell beside its bytes, so that a read that
+//! It knows nothing of order; `leaves.rs` does. Under loom each node has a cell beside its bytes, so that a read that
 //! is not ordered after the write is found.
 #![expect(
     unsafe_code,
@@ -100,9 +100,9 @@ impl NodeRef {
 struct Header {
     /// With [`APART`].
     value_length: u32,
+    /// The next node in order.
+    link: AtomicU32,
     key_length: u16,
-    /// How many links there are.
-    height: u8,
     #[cfg(all(loom, test))]
     witness: loom::cell::UnsafeCell<()>,
 }
@@ -127,7 +127,7 @@ impl<'a> Node<'a> {
     #[inline]
     fn header(self) -> &'a Header {
         // SAFETY: `header` points to a header that `Arena::add` wrote in a block of the arena borrowed for 'a, aligned
-        // to `UNIT`; it is never written again.
+        // to `UNIT`; nothing of it but the link, an atomic, is written again.
         let header = unsafe { self.header.as_ref() };
         #[cfg(all(loom, test))]
         header.witness.with(|_| ());
@@ -176,15 +176,10 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// The link at `level`.
-    ///
-    /// # Panics
-    /// If the node is not that high.
+    /// The link to the next node in order.
     #[inline]
-    pub(super) fn link(self, level: usize) -> &'a AtomicU32 {
-        assert!(level < usize::from(self.header().height));
-        // SAFETY: `height` links lie before the header, one below the other, aligned; `Arena::add` made them.
-        unsafe { &*self.header.as_ptr().cast::<AtomicU32>().sub(level + 1) }
+    pub(super) fn link(self) -> &'a AtomicU32 {
+        &self.header().link
     }
 }
 
@@ -252,20 +247,13 @@ impl Arena {
         Node { header: header.cast(), arena: PhantomData }
     }
 
-    /// Begins to bring a node near that may be read next: a search knows where it goes down before it knows that it does.
+    /// Begins to bring a node near whose link is wanted soon.
     #[inline]
     pub(super) fn prefetch(&self, at: NodeRef) {
-        #[cfg(all(target_arch = "x86_64", not(miri)))]
-        {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: a prefetch reads nothing that the program can see.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.node(at).header.as_ptr().cast()) };
-        }
-        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-        let _ = at;
+        prefetch_at(self.node(at).header.as_ptr());
     }
 
-    /// Writes a node with `height` links that lead nowhere. The value is `head` and `payload`. Other threads may have
+    /// Writes a node whose link leads nowhere. The value is `head` and `payload`. Other threads may have
     /// the reference once it is stored with release somewhere.
     ///
     /// # Panics
@@ -275,38 +263,34 @@ impl Arena {
         bump: &mut Bump,
         key: &[u8],
         (head, payload): (&[u8], &[u8]),
-        height: usize,
     ) -> (NodeRef, Taken) {
         assert!((INTERNAL_KEY_SIZE_MIN..=INTERNAL_KEY_SIZE_MAX).contains(&key.len()));
         let value_length = head.len() + payload.len();
         let apart = APART_SIZE_MIN <= value_length;
-        let links = (height * size_of::<AtomicU32>()).next_multiple_of(UNIT);
         let inline = if apart { size_of::<*const u8>() } else { value_length };
-        let size = (links + HEADER_SIZE + key.len() + inline).next_multiple_of(UNIT);
+        let size = (HEADER_SIZE + key.len() + inline).next_multiple_of(UNIT);
         let mut taken = Taken::default();
         if bump.size - bump.used < size {
             taken.used += bump.size - bump.used;
             taken.allocated += self.next_block(bump, size);
+            taken.used += bump.used;
         }
         let start = bump.block.expect("there is a block").as_ptr();
-        let offset = bump.used + links;
+        let offset = bump.used;
         let header = Header {
             value_length: u32::try_from(value_length).expect("bounded by PAYLOAD_SIZE_LIMIT")
                 | if apart { APART } else { 0 },
+            link: AtomicU32::new(0),
             key_length: u16::try_from(key.len()).expect("bounded by INTERNAL_KEY_SIZE_MAX"),
-            height: u8::try_from(height).expect("a few levels"),
             #[cfg(all(loom, test))]
             witness: loom::cell::UnsafeCell::new(()),
         };
         // SAFETY: `size` bytes from `bump.used` on are in the block and in no node: `used` only grows, and this writer
         // alone has the `Bump`. All of them that are read later are written here. The start of a block is aligned to
-        // `UNIT`, `used`, `links` and so `offset` are multiples of it.
+        // `UNIT`, `used` is a multiple of it.
         unsafe {
             let at = start.add(offset / UNIT);
             at.cast::<Header>().write(header);
-            for level in 0..height {
-                at.cast::<AtomicU32>().sub(level + 1).write(AtomicU32::new(0));
-            }
             let at = at.cast::<u8>().add(HEADER_SIZE);
             ptr::copy_nonoverlapping(key.as_ptr(), at, key.len());
             let at = at.add(key.len());
@@ -323,7 +307,7 @@ impl Arena {
         taken.used += size;
         let offset = u32::try_from(offset / UNIT).expect("within a block");
         let number = NonZeroU32::new(bump.number << OFFSET_BITS | offset);
-        (NodeRef(number.expect("links lie before the header")), taken)
+        (NodeRef(number.expect("no node is at the very beginning")), taken)
     }
 
     /// Begins a block with room for `size` bytes; how many bytes that took from the system.
@@ -337,7 +321,8 @@ impl Arena {
         });
         let mut owned = self.owned.lock().expect("nothing panics with it");
         let grown = (bump.total() / GROWTH).next_power_of_two();
-        let block_size = grown.clamp(FIRST_BLOCK_SIZE.max(size), BLOCK_SIZE).next_multiple_of(UNIT);
+        let block_size =
+            grown.clamp(FIRST_BLOCK_SIZE.max(UNIT + size), BLOCK_SIZE).next_multiple_of(UNIT);
         let align = if block_size == BLOCK_SIZE { BLOCK_SIZE } else { UNIT };
         let layout = Layout::from_size_align(block_size, align).expect("a power of two");
         // SAFETY: the layout is not empty.
@@ -352,7 +337,8 @@ impl Arena {
         bump.filled += bump.size;
         bump.block = Some(block);
         (bump.number, bump.blocks) = (number, number + 1);
-        (bump.used, bump.size) = (0, block_size);
+        // The reference to the beginning of the first block would be 0, which is none.
+        (bump.used, bump.size) = (if number == 0 { UNIT } else { 0 }, block_size);
         allocated + block_size
     }
 
@@ -361,6 +347,24 @@ impl Arena {
         self.owned.lock().expect("nothing panics with it").push(Owned::Value(value));
         value.cast::<u8>().cast_const()
     }
+}
+
+/// Begins to bring near what is read soon.
+#[inline]
+pub(super) fn prefetch<T>(at: &T) {
+    prefetch_at(at);
+}
+
+#[inline]
+fn prefetch_at<T>(at: *const T) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing that the program can see, from wherever it is.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = at;
 }
 
 /// Walks over many blocks spend a good part of their time in looking up pages: one huge page a block spares most of it

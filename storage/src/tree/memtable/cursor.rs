@@ -101,7 +101,7 @@ impl<'a> MemtableCursor<'a> {
     /// Moves to the next event.
     pub(crate) fn advance(&mut self) {
         let Some(node) = self.node else { return };
-        let next = NodeRef::from_number(node.link(0).load(Ordering::Acquire));
+        let next = NodeRef::from_number(node.link().load(Ordering::Acquire));
         self.node = next.map(|at| self.memtable.arena.node(at));
         self.stored.take();
         self.skip_to_later();

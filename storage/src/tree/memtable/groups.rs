@@ -9,15 +9,11 @@
 //! - A group's digest is that of the events linked in it, at every moment that a reader can see.
 //! - A group is never removed; it may be met before its first event.
 
-use super::arena::{Arena, Node, NodeRef};
 use super::skiplist::{self, HEIGHT_MAX, List, Path};
 use super::stable::Stable;
 use super::sync::{AtomicU32, AtomicU64, Ordering, spin_loop};
 use crate::tree::internal_key::HEAD_SIZE;
 use crate::types::Digest;
-
-/// Levels of the list of groups: enough for a few hundred thousand.
-pub(super) const GROUP_HEIGHT_MAX: usize = if HEIGHT_MAX < 9 { HEIGHT_MAX } else { 9 };
 
 /// Partition and keyspace.
 pub(super) type Head = (u32, u64);
@@ -26,8 +22,13 @@ pub(super) type Head = (u32, u64);
 pub(super) struct Group {
     head: Head,
     /// Links to other groups.
-    links: [AtomicU32; GROUP_HEIGHT_MAX],
-    first: [AtomicU32; HEIGHT_MAX],
+    links: [AtomicU32; HEIGHT_MAX],
+    /// The first event.
+    first: AtomicU32,
+    /// The first leaf.
+    leaf: u32,
+    /// Links to the leaves behind the first.
+    leaves: [AtomicU32; HEIGHT_MAX],
     height: AtomicU32,
     /// Twice the events, odd while an event is being counted.
     counted: AtomicU64,
@@ -35,11 +36,13 @@ pub(super) struct Group {
 }
 
 impl Group {
-    fn new(head: Head) -> Self {
+    fn new(head: Head, leaf: u32) -> Self {
         Self {
             head,
             links: std::array::from_fn(|_| AtomicU32::new(0)),
-            first: std::array::from_fn(|_| AtomicU32::new(0)),
+            first: AtomicU32::new(0),
+            leaf,
+            leaves: std::array::from_fn(|_| AtomicU32::new(0)),
             height: AtomicU32::new(0),
             counted: AtomicU64::new(0),
             hash: AtomicU64::new(0),
@@ -48,6 +51,26 @@ impl Group {
 
     pub(super) fn head(&self) -> Head {
         self.head
+    }
+
+    /// The link to the first event.
+    pub(super) fn first(&self) -> &AtomicU32 {
+        &self.first
+    }
+
+    /// The first leaf, which is no other group's.
+    pub(super) fn leaf(&self) -> u32 {
+        self.leaf
+    }
+
+    /// Links to the leaves behind the first.
+    pub(super) fn leaves(&self) -> &[AtomicU32; HEIGHT_MAX] {
+        &self.leaves
+    }
+
+    /// Levels of those in use.
+    pub(super) fn height(&self) -> &AtomicU32 {
+        &self.height
     }
 
     /// Takes an event into the digest. Only the writer does this.
@@ -73,46 +96,11 @@ impl Group {
     }
 }
 
-/// A group's events as a list.
-pub(super) struct Events<'a> {
-    pub(super) group: &'a Group,
-    pub(super) arena: &'a Arena,
-}
-
-impl<'a> List for Events<'a> {
-    type Node = Node<'a>;
-
-    #[inline]
-    fn node(&self, number: u32) -> Node<'a> {
-        self.arena.node(NodeRef::from_number(number).expect("not 0"))
-    }
-
-    #[inline]
-    fn link(&self, at: Option<Node<'a>>, level: usize) -> &AtomicU32 {
-        match at {
-            Some(node) => node.link(level),
-            None => &self.group.first[level],
-        }
-    }
-
-    #[inline]
-    fn height(&self) -> &AtomicU32 {
-        &self.group.height
-    }
-
-    #[inline]
-    fn prefetch(&self, number: u32) {
-        if let Some(at) = NodeRef::from_number(number) {
-            self.arena.prefetch(at);
-        }
-    }
-}
-
 /// See the file's head. Groups are called by numbers from 1 on.
 #[derive(Default)]
 pub(super) struct Groups {
     all: Stable<Group>,
-    first: [AtomicU32; GROUP_HEIGHT_MAX],
+    first: [AtomicU32; HEIGHT_MAX],
     height: AtomicU32,
 }
 
@@ -156,13 +144,13 @@ impl Groups {
         self.get(number).links[0].load(Ordering::Acquire)
     }
 
-    /// Adds the group with this number, the count of those before plus one; how many bytes it takes. Only the writer
-    /// does this, for a head that has no group.
-    pub(super) fn add(&self, number: u32, head: Head, height: usize) -> usize {
+    /// Adds the group with this number, the count of those before plus one, and this first leaf; how many bytes it takes.
+    /// Only the writer does this, for a head that has no group.
+    pub(super) fn add(&self, number: u32, (head, leaf): (Head, u32), height: usize) -> usize {
         let mut path = Path::default();
         let next = skiplist::search(self, |number| self.get(number).head < head, &mut path);
         assert!(next == 0 || self.get(next).head != head);
-        let bytes = self.all.push(number - 1, Group::new(head));
+        let bytes = self.all.push(number - 1, Group::new(head, leaf));
         skiplist::link_in(self, number, height, &path);
         bytes
     }

@@ -11,13 +11,14 @@
 //!   cursor does not yet, or the other way round.
 //! - The same inserts in the same order make the same memtable, its size included.
 //!
-//! A skiplist in an arena, one list a partition and keyspace, with a hash index from keys to their newest events beside
+//! An unrolled skiplist over nodes in an arena, one a partition and keyspace, with a hash index from keys to their newest events beside
 //! it: a point read is one probe, a miss does not look at the lists at all. It does not know what a log or a table is.
 
 mod arena;
 mod cursor;
 mod groups;
 mod index;
+mod leaves;
 mod skiplist;
 mod stable;
 mod sync;
@@ -35,10 +36,11 @@ use super::table::key_hash;
 use crate::event::Event;
 use crate::types::Digest;
 use arena::{Arena, Bump, Node, NodeRef, window};
-use groups::{Events, GROUP_HEIGHT_MAX, Group, Groups, Head, head_of};
+use groups::{Group, Groups, Head, head_of};
 use index::{Found, Index, IndexWriter};
-use skiplist::{HEIGHT_MAX, Heights, List, Path};
-use sync::{AtomicUsize, Ordering};
+use leaves::{LeafStore, LeafWriter, Leaves};
+use skiplist::Heights;
+use sync::{AtomicU32, AtomicUsize, Ordering};
 
 pub(crate) use cursor::{Entry, MemtableCursor};
 
@@ -52,6 +54,7 @@ const INDEX_CHARGE_MAX: usize = 32;
 pub(crate) struct Memtable {
     arena: Arena,
     groups: Groups,
+    leaves: LeafStore,
     /// From a head to its group.
     heads: Index,
     /// From a key to its newest event.
@@ -76,9 +79,10 @@ pub(crate) struct Inserted {
 struct Writer {
     bump: Bump,
     heights: Heights,
+    leaves: LeafWriter,
     keys: IndexWriter,
     heads: IndexWriter,
-    /// Of each group, where the last insert was. The group numbered 1 is the first.
+    /// Of each group, where it ends. The group numbered 1 is the first.
     fingers: Vec<Finger>,
     /// The group of the last insert.
     group: u32,
@@ -88,13 +92,14 @@ struct Writer {
     groups_bytes: usize,
 }
 
-/// Where in a group something was inserted: rising keys need no search.
+/// Where a group ends: rising keys need no search.
 struct Finger {
-    /// The last node at each level up to the one inserted, that one included.
-    path: Path,
-    /// Windows on the key inserted and on the one after it: what lies strictly between goes between the two.
-    from: u128,
-    to: u128,
+    /// The last event, 0 if there is none.
+    last: u32,
+    /// The last leaf.
+    leaf: u32,
+    /// The window on its key.
+    window: u128,
 }
 
 impl Memtable {
@@ -125,25 +130,36 @@ impl Memtable {
         let previous = newest.map(|(_, node)| stamp_of(node));
         let number = self.group_for(writer, (event.partition, event.keyspace.0));
         let group = self.groups.get(number);
-        let list = Events { group, arena: &self.arena };
+        let leaves = Leaves { group, store: &self.leaves, arena: &self.arena };
         let finger = &mut writer.fingers[number as usize - 1];
         let target = Target::new(key);
-        if !(finger.from < target.window && target.window < finger.to) {
-            let next = skiplist::search(&list, |node| target.is_after(node), &mut finger.path);
-            let next = NodeRef::from_number(next).map(|next| self.arena.node(next));
-            if next.is_some_and(|next| next.key() == key) {
-                finger.forget();
+        let place = if finger.window < target.window {
+            leaves.place_at_end(finger.leaf, finger.last)
+        } else {
+            let place = leaves.place(&target);
+            // What is newer than all of its key is not here.
+            if Some(event.stamp) <= previous && self.after(group, place.before) == Some(key) {
                 return Inserted { new: false, previous };
             }
-            finger.to = next.map_or(u128::MAX, Node::window);
+            place
+        };
+        if let Some(before) = NodeRef::from_number(place.before) {
+            self.arena.prefetch(before);
         }
-        let height = writer.heights.draw(HEIGHT_MAX);
         let head = Stored { action: event.action, request: event.request, payload: Bytes::new() };
         let value = (&head.header()[..], &event.payload[..]);
-        let (node, taken) = self.arena.add(&mut writer.bump, key, value, height);
-        skiplist::link_in(&list, node.number(), height, &finger.path);
-        finger.path[..height].fill(node.number());
-        finger.from = target.window;
+        let (node, taken) = self.arena.add(&mut writer.bump, key, value);
+        let link = self.link(group, place.before);
+        let next = link.load(Ordering::Relaxed);
+        self.arena.node(node).link().store(next, Ordering::Relaxed);
+        link.store(node.number(), Ordering::Release);
+        let heights = &mut writer.heights;
+        let new = (&target, node.number());
+        let added = leaves.insert(&mut writer.leaves, place, new, || heights.draw());
+        finger.leaf = added.unwrap_or(finger.leaf);
+        if next == 0 {
+            (finger.last, finger.window) = (node.number(), target.window);
+        }
         group.count(event.id().hash());
         match newest {
             None => self.keys.add(&mut writer.keys, hash, node.number()),
@@ -163,10 +179,10 @@ impl Memtable {
         }
         writer.group = self.group_of(head).unwrap_or_else(|| {
             let number = u32::try_from(writer.fingers.len() + 1).expect("no more than events");
-            writer.groups_bytes +=
-                self.groups.add(number, head, writer.heights.draw(GROUP_HEIGHT_MAX));
+            let leaf = self.leaves.add(&mut writer.leaves);
+            writer.groups_bytes += self.groups.add(number, (head, leaf), writer.heights.draw());
             self.heads.add(&mut writer.heads, hash_of(head), number);
-            writer.fingers.push(Finger::new());
+            writer.fingers.push(Finger { last: 0, leaf, window: 0 });
             number
         });
         writer.group
@@ -180,9 +196,11 @@ impl Memtable {
         let fingers = writer.fingers.capacity() * size_of::<Finger>();
         let index = writer.keys.bytes() + writer.heads.bytes();
         let groups = writer.fingers.len() * (size_of::<Group>() + size_of::<Finger>());
+        let groups = groups + writer.leaves.used();
         let used = writer.arena_used + groups + index.min(events * INDEX_CHARGE_MAX);
         self.used.store(used, Ordering::Relaxed);
         let allocated = writer.arena_allocated + writer.groups_bytes + fingers + index;
+        let allocated = allocated + writer.leaves.bytes;
         self.allocated.store(allocated, Ordering::Relaxed);
     }
 
@@ -224,7 +242,7 @@ impl Memtable {
             if stamp_of(node) <= at {
                 return Some(Entry::new(node));
             }
-            let next = NodeRef::from_number(node.link(0).load(Ordering::Acquire))?;
+            let next = NodeRef::from_number(node.link().load(Ordering::Acquire))?;
             node = self.arena.node(next);
             if !is_version(node, prefix) {
                 return None;
@@ -329,20 +347,41 @@ impl Memtable {
         (node(before), node(next))
     }
 
-    fn search_number(&self, group: u32, target: &[u8]) -> (u32, u32) {
-        let list = self.events_of(group);
+    fn search_number(&self, number: u32, target: &[u8]) -> (u32, u32) {
         let target = Target::new(target);
-        let mut path = Path::default();
-        let next = skiplist::search(&list, |node| target.is_after(node), &mut path);
-        (path[0], next)
+        let leaves = self.leaves_of(number);
+        self.walk(leaves.group, leaves.start(&target), |node| target.is_after(node))
     }
 
-    fn events_of(&self, group: u32) -> Events<'_> {
-        Events { group: self.groups.get(group), arena: &self.arena }
+    /// From an event that is `before`, or 0 for the beginning, the last event that is and the one after it.
+    fn walk(&self, group: &Group, from: u32, before: impl Fn(Node<'_>) -> bool) -> (u32, u32) {
+        let mut at = from;
+        loop {
+            let next = self.link(group, at).load(Ordering::Acquire);
+            if !NodeRef::from_number(next).is_some_and(|next| before(self.arena.node(next))) {
+                return (at, next);
+            }
+            at = next;
+        }
+    }
+
+    /// The internal key of what comes behind an event of the group, or first for 0.
+    fn after<'a>(&'a self, group: &'a Group, at: u32) -> Option<&'a [u8]> {
+        let next = NodeRef::from_number(self.link(group, at).load(Ordering::Acquire));
+        next.map(|next| self.arena.node(next).key())
+    }
+
+    /// The link behind an event of the group, or to the first for 0.
+    fn link<'a>(&'a self, group: &'a Group, at: u32) -> &'a AtomicU32 {
+        NodeRef::from_number(at).map_or(group.first(), |at| self.arena.node(at).link())
+    }
+
+    fn leaves_of(&self, number: u32) -> Leaves<'_> {
+        Leaves { group: self.groups.get(number), store: &self.leaves, arena: &self.arena }
     }
 
     fn first_of(&self, group: u32) -> Option<Node<'_>> {
-        let first = self.events_of(group).link(None, 0).load(Ordering::Acquire);
+        let first = self.groups.get(group).first().load(Ordering::Acquire);
         NodeRef::from_number(first).map(|at| self.arena.node(at))
     }
 
@@ -351,20 +390,9 @@ impl Memtable {
         if group == 0 {
             return None;
         }
-        let mut path = Path::default();
-        skiplist::search(&self.events_of(group), |_| true, &mut path);
-        NodeRef::from_number(path[0]).map(|at| self.arena.node(at))
-    }
-}
-
-impl Finger {
-    fn new() -> Self {
-        Self { path: Path::default(), from: u128::MAX, to: 0 }
-    }
-
-    /// Nothing lies between: the next insert searches.
-    fn forget(&mut self) {
-        (self.from, self.to) = (u128::MAX, 0);
+        let leaves = self.leaves_of(group);
+        let (last, _) = self.walk(leaves.group, leaves.near_end(), |_| true);
+        NodeRef::from_number(last).map(|at| self.arena.node(at))
     }
 }
 
@@ -377,7 +405,7 @@ struct Target<'a> {
 impl<'a> Target<'a> {
     /// `target` may be shorter than a head: then it is before all keys of the group, or the group is not searched.
     fn new(target: &'a [u8]) -> Self {
-        let rest = target.get(internal_key::HEAD_SIZE..).unwrap_or_default();
+        let rest = rest_of(target);
         Self { window: window(rest), rest }
     }
 
@@ -388,8 +416,13 @@ impl<'a> Target<'a> {
         if window != self.window {
             return window < self.window;
         }
-        &node.key()[internal_key::HEAD_SIZE..] < self.rest
+        rest_of(node.key()) < self.rest
     }
+}
+
+/// An internal key, or what a search is for, less its head.
+fn rest_of(key: &[u8]) -> &[u8] {
+    key.get(internal_key::HEAD_SIZE..).unwrap_or_default()
 }
 
 fn stamp_of(node: Node<'_>) -> Stamp {

@@ -11,8 +11,8 @@
 
 use super::sync::{AtomicU32, Ordering};
 
-/// The most levels of a list.
-pub(super) const HEIGHT_MAX: usize = if cfg!(all(loom, test)) { 2 } else { 12 };
+/// The most levels of a list: enough for a few hundred thousand.
+pub(super) const HEIGHT_MAX: usize = if cfg!(all(loom, test)) { 2 } else { 9 };
 /// One node in so many is a level higher, as a power of two.
 const BRANCHING_BITS: u32 = 2;
 
@@ -99,15 +99,15 @@ impl Default for Heights {
 }
 
 impl Heights {
-    /// The next one, at most `height_max`.
-    pub(super) fn draw(&mut self, height_max: usize) -> usize {
+    /// The next one, at most [`HEIGHT_MAX`].
+    pub(super) fn draw(&mut self) -> usize {
         // xorshift64* (Vigna, 2016).
         self.state ^= self.state >> 12;
         self.state ^= self.state << 25;
         self.state ^= self.state >> 27;
         let drawn = self.state.wrapping_mul(0x2545_f491_4f6c_dd1d);
         let higher = drawn.leading_zeros() / BRANCHING_BITS;
-        height_max.min(1 + higher as usize)
+        HEIGHT_MAX.min(1 + higher as usize)
     }
 }
 
@@ -120,7 +120,7 @@ mod tests {
         let mut heights = Heights::default();
         let mut counts = [0_u32; HEIGHT_MAX + 1];
         for _ in 0..65_536 {
-            counts[heights.draw(HEIGHT_MAX)] += 1;
+            counts[heights.draw()] += 1;
         }
         assert_eq!(counts[0], 0);
         for height in 1..=4.min(HEIGHT_MAX - 1) {

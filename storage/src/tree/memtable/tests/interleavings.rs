@@ -1,6 +1,6 @@
 //! What a reader can see of a writer, in every order that the memory model allows, up to a bound on preemptions (loom).
 //!
-//! Lists have two levels here, a segment of the index two slots. To be run by itself, for these are not the atomics that
+//! Lists have two levels here, a leaf and a segment of the index two slots. To be run by itself, for these are not the atomics that
 //! other tests are made for:
 //!
 //! ```text
@@ -66,6 +66,34 @@ fn a_key_before_another() {
 #[test]
 fn a_partition_before_another() {
     one_reads_while_one_inserts(event(2, 0, b"a", 1), event(1, 0, b"b", 1));
+}
+
+/// The second insert splits a full leaf: in its midst, and behind its end.
+#[test]
+fn a_seek_while_a_leaf_is_split() {
+    for coming in [b"b", b"d"] {
+        explore(move || {
+            let memtable = Arc::new(Memtable::default());
+            let (there, coming) =
+                ([b"a", b"c"].map(|key| event(0, 0, key, 1)), event(0, 0, coming, 1));
+            for event in &there {
+                memtable.insert(event);
+            }
+            let reader = {
+                let (memtable, there) = (Arc::clone(&memtable), there.clone());
+                thread::spawn(move || {
+                    let wanted = internal(&there[1]);
+                    let mut cursor = memtable.seek(&wanted);
+                    assert_eq!(cursor.key(), Some(&wanted[..]));
+                    cursor.retreat();
+                    assert!(cursor.key().is_some_and(|before| before < &wanted[..]));
+                })
+            };
+            assert!(memtable.insert(&coming).new);
+            assert_eq!(memtable.seek(&internal(&coming)).key(), Some(&internal(&coming)[..]));
+            reader.join().unwrap();
+        });
+    }
 }
 
 #[test]
