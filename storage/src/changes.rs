@@ -17,7 +17,9 @@ use starling_clock::Stamp;
 
 use crate::change_ids::{Ids, IndexHead, IndexPlace, encode_index, index_path, read_index};
 use crate::event::{DecodeError, EventId};
-use crate::log::{Frame, LogKind, LogOptions, LogReader, LogSegment, Record, RecordLog, Segment};
+use crate::log::{
+    FrameRef, LogKind, LogOptions, LogReader, LogSegment, Record, RecordLog, Segment,
+};
 use crate::{Change, Config, Disk, DiskFile, Error, packed};
 
 pub(crate) const DIR: &str = "changes";
@@ -73,12 +75,14 @@ impl<D: Disk> ChangeLog<D> {
             sealed.insert(head.first, (head, place));
             Ok(Some(entry))
         };
-        let visit = |first: u64, frame: &Frame| {
+        let visit = |first: u64, frame: FrameRef<'_>| {
             let ids = collected.entry(first).or_insert_with(|| Ids::new(first));
             for record in frame.records() {
-                let change = record.and_then(|record| decode(&record));
-                let change = change.map_err(|_| bad_record(DIR, 0))?;
-                ids.take(change.event.id(), change.sequence);
+                let change = record.and_then(|(sequence, change)| {
+                    Ok((sequence, packed::change_in(change)?.2.id()))
+                });
+                let (sequence, id) = change.map_err(|_| bad_record(DIR, 0))?;
+                ids.take(id, sequence);
             }
             Ok(())
         };

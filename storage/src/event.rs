@@ -162,6 +162,41 @@ pub struct Event {
     pub payload: Bytes,
 }
 
+/// An [`Event`] in the buffer that it was read into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EventRef<'a> {
+    pub(crate) partition: u32,
+    pub(crate) keyspace: KeyspaceId,
+    pub(crate) key: &'a [u8],
+    pub(crate) stamp: Stamp,
+    pub(crate) request: RequestId,
+    pub(crate) action: Action,
+    pub(crate) payload: &'a [u8],
+}
+
+impl<'a> EventRef<'a> {
+    /// What makes it itself.
+    pub(crate) fn id(&self) -> EventId<'a> {
+        EventId { keyspace: self.keyspace, key: self.key, stamp: self.stamp }
+    }
+
+    /// The event, which shares `buffer`.
+    ///
+    /// # Panics
+    /// If it is not in that buffer.
+    pub(crate) fn shared(&self, buffer: &Bytes) -> Event {
+        Event {
+            partition: self.partition,
+            keyspace: self.keyspace,
+            key: buffer.slice_ref(self.key),
+            stamp: self.stamp,
+            request: self.request,
+            action: self.action,
+            payload: buffer.slice_ref(self.payload),
+        }
+    }
+}
+
 /// Why bytes are not what they should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {

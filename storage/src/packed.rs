@@ -11,7 +11,7 @@
 use bytes::Bytes;
 use starling_clock::{HybridTime, NodeId, Stamp};
 
-use crate::event::{DecodeError, array};
+use crate::event::{DecodeError, EventRef, array};
 use crate::{
     Action, Event, KEY_SIZE_MAX, KeyspaceId, PAYLOAD_SIZE_LIMIT, Provenance, RequestId, varint,
 };
@@ -62,11 +62,11 @@ pub(crate) fn put_change(
 
 /// Reads fields one after the other.
 struct Fields<'a> {
-    bytes: &'a Bytes,
+    bytes: &'a [u8],
     offset: usize,
 }
 
-impl Fields<'_> {
+impl<'a> Fields<'a> {
     fn fixed<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
         let field = self.bytes.get(self.offset..self.offset + N).ok_or(DecodeError::Short)?;
         self.offset += N;
@@ -88,7 +88,7 @@ impl Fields<'_> {
         Ok(Stamp::new(time, NodeId(self.number()?)))
     }
 
-    fn event(mut self) -> Result<Event, DecodeError> {
+    fn event(mut self) -> Result<EventRef<'a>, DecodeError> {
         let [action] = self.fixed()?;
         let action = Action::from_u8(action).ok_or(DecodeError::Corrupt("action"))?;
         let keyspace = KeyspaceId(self.word()?);
@@ -108,14 +108,14 @@ impl Fields<'_> {
         if self.bytes.len() - key_end > PAYLOAD_SIZE_LIMIT {
             return Err(DecodeError::Corrupt("payload length"));
         }
-        Ok(Event {
+        Ok(EventRef {
             partition,
             keyspace,
-            key: self.bytes.slice(self.offset..key_end),
+            key: &self.bytes[self.offset..key_end],
             stamp,
             request: RequestId { client, sequence },
             action,
-            payload: self.bytes.slice(key_end..),
+            payload: &self.bytes[key_end..],
         })
     }
 }
@@ -125,6 +125,14 @@ impl Fields<'_> {
 /// # Errors
 /// [`DecodeError`] if it is not that.
 pub(crate) fn event(bytes: &Bytes) -> Result<Event, DecodeError> {
+    Ok(event_in(bytes)?.shared(bytes))
+}
+
+/// As [`event`], without taking hold of the buffer.
+///
+/// # Errors
+/// [`DecodeError`] if it is not that.
+pub(crate) fn event_in(bytes: &[u8]) -> Result<EventRef<'_>, DecodeError> {
     Fields { bytes, offset: 0 }.event()
 }
 
@@ -133,6 +141,17 @@ pub(crate) fn event(bytes: &Bytes) -> Result<Event, DecodeError> {
 /// # Errors
 /// [`DecodeError`] if it is not that.
 pub(crate) fn change(bytes: &Bytes) -> Result<(Provenance, Option<Stamp>, Event), DecodeError> {
+    let (provenance, previous, event) = change_in(bytes)?;
+    Ok((provenance, previous, event.shared(bytes)))
+}
+
+/// As [`change`], without taking hold of the buffer.
+///
+/// # Errors
+/// [`DecodeError`] if it is not that.
+pub(crate) fn change_in(
+    bytes: &[u8],
+) -> Result<(Provenance, Option<Stamp>, EventRef<'_>), DecodeError> {
     let mut fields = Fields { bytes, offset: 0 };
     let [first] = fields.fixed()?;
     let provenance = Provenance::from_u8(first & !HAS_PREVIOUS);

@@ -22,9 +22,9 @@ use bytes::Bytes;
 use starling_clock::mutation::{self, Mutation};
 use starling_clock::{NodeId, Stamp};
 
-use crate::event::{DecodeError, array};
+use crate::event::{DecodeError, EventRef, array};
 use crate::log::{
-    FRAME_RECORDS_TARGET, Frame, FrameHead, LogKind, Record, Recovered, Segment, SegmentHead,
+    FRAME_RECORDS_TARGET, FrameHead, FrameRef, LogKind, Record, Recovered, Segment, SegmentHead,
     encode_frame, list_segments, recover, remove_durably, spare_path, write_failed,
 };
 use crate::{Disk, DiskFile, Error, Event, Lsn, Provenance, packed, varint};
@@ -64,13 +64,67 @@ pub(crate) enum WalRecord {
     Meta { name: String, value: Bytes },
 }
 
+/// A [`WalRecord`] in the buffer that it was read into.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum WalRecordRef<'a> {
+    Event {
+        sequence: u64,
+        provenance: Provenance,
+        previous: Option<Stamp>,
+        event: EventRef<'a>,
+        change: &'a [u8],
+    },
+    Hint {
+        target: NodeId,
+        sequence: u64,
+        event: EventRef<'a>,
+        hint: &'a [u8],
+    },
+    HintsDone {
+        target: NodeId,
+        up_to: u64,
+    },
+    Meta {
+        name: &'a str,
+        value: &'a [u8],
+    },
+}
+
 impl WalRecord {
     /// What is in a record.
     ///
     /// # Errors
     /// [`DecodeError`] if nothing is that this code writes.
     pub(crate) fn decode(record: &Record) -> Result<Self, DecodeError> {
-        let bytes = &record.payload;
+        let buffer = &record.payload;
+        Ok(match WalRecordRef::decode(record.number, buffer)? {
+            WalRecordRef::Event { sequence, provenance, previous, event, change } => Self::Event {
+                sequence,
+                provenance,
+                previous,
+                event: event.shared(buffer),
+                change: buffer.slice_ref(change),
+            },
+            WalRecordRef::Hint { target, sequence, event, hint } => Self::Hint {
+                target,
+                sequence,
+                event: event.shared(buffer),
+                hint: buffer.slice_ref(hint),
+            },
+            WalRecordRef::HintsDone { target, up_to } => Self::HintsDone { target, up_to },
+            WalRecordRef::Meta { name, value } => {
+                Self::Meta { name: name.to_owned(), value: buffer.slice_ref(value) }
+            }
+        })
+    }
+}
+
+impl<'a> WalRecordRef<'a> {
+    /// What is in the record with this number.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if nothing is that this code writes.
+    pub(crate) fn decode(record: u64, bytes: &'a [u8]) -> Result<Self, DecodeError> {
         let number = |offset: usize| {
             let field = bytes.get(offset..offset + 8).ok_or(DecodeError::Short)?;
             Ok(u64::from_le_bytes(array(field, 0)))
@@ -78,21 +132,21 @@ impl WalRecord {
         match *bytes.first().ok_or(DecodeError::Short)? {
             KIND_EVENT => {
                 let (behind, size) = varint::get(&bytes[1..])?;
-                let sequence = record.number.wrapping_sub(behind);
-                let change = bytes.slice(1 + size..);
-                let (provenance, previous, event) = packed::change(&change)?;
+                let sequence = record.wrapping_sub(behind);
+                let change = &bytes[1 + size..];
+                let (provenance, previous, event) = packed::change_in(change)?;
                 Ok(Self::Event { sequence, provenance, previous, event, change })
             }
             KIND_HINT => {
                 let (target, sequence) = (NodeId(number(1)?), number(9)?);
-                let hint = bytes.slice(HINT_HEADER_SIZE..);
-                Ok(Self::Hint { target, sequence, event: packed::event(&hint)?, hint })
+                let hint = &bytes[HINT_HEADER_SIZE..];
+                Ok(Self::Hint { target, sequence, event: packed::event_in(hint)?, hint })
             }
             KIND_HINTS_DONE if bytes.len() == 17 => {
                 Ok(Self::HintsDone { target: NodeId(number(1)?), up_to: number(9)? })
             }
             KIND_META => {
-                let (name, value, size) = decode_meta(&bytes.slice(1..))?;
+                let (name, value, size) = meta_in(&bytes[1..])?;
                 if size + 1 != bytes.len() {
                     return Err(DecodeError::Corrupt("meta length"));
                 }
@@ -131,6 +185,11 @@ pub(crate) fn encode_meta(name: &str, value: &[u8], out: &mut Vec<u8>) {
 
 /// The reverse of [`encode_meta`], and how many bytes it took.
 pub(crate) fn decode_meta(bytes: &Bytes) -> Result<(String, Bytes, usize), DecodeError> {
+    let (name, value, size) = meta_in(bytes)?;
+    Ok((name.to_owned(), bytes.slice_ref(value), size))
+}
+
+fn meta_in(bytes: &[u8]) -> Result<(&str, &[u8], usize), DecodeError> {
     let header: &[u8; 6] = bytes.first_chunk().ok_or(DecodeError::Short)?;
     let name_end = 6 + usize::from(u16::from_le_bytes(array(header, 0)));
     let end = name_end.saturating_add(u32::from_le_bytes(array(header, 2)) as usize);
@@ -138,8 +197,8 @@ pub(crate) fn decode_meta(bytes: &Bytes) -> Result<(String, Bytes, usize), Decod
         return Err(DecodeError::Short);
     }
     let name = std::str::from_utf8(&bytes[6..name_end]);
-    let name = name.map_err(|_| DecodeError::Corrupt("meta name"))?.to_owned();
-    Ok((name, bytes.slice(name_end..end), end))
+    let name = name.map_err(|_| DecodeError::Corrupt("meta name"))?;
+    Ok((name, &bytes[name_end..end], end))
 }
 
 /// A segment that takes no more records.
@@ -195,7 +254,7 @@ impl<D: Disk> Wal<D> {
         dir: &'static str,
         salt: u32,
         create: bool,
-        mut take: impl FnMut(Lsn, bool, WalRecord) -> Result<(), Error>,
+        mut take: impl FnMut(Lsn, bool, WalRecordRef<'_>) -> Result<(), Error>,
     ) -> Result<Self, Error> {
         let kind = LogKind::WriteAhead;
         let firsts = list_segments(&**disk, dir)?;
@@ -205,8 +264,8 @@ impl<D: Disk> Wal<D> {
             let mut frames = segment.all_frames().until(pair[1]);
             loop {
                 let offset = frames.offset;
-                let Some(frame) = frames.next_frame()? else { break };
-                take_records(&segment.path, offset, &frame, |lsn, record| take(lsn, true, record))?;
+                let Some(frame) = frames.next_frame_in()? else { break };
+                take_records(&segment.path, offset, frame, |lsn, record| take(lsn, true, record))?;
             }
             let (last, len) = (Lsn(pair[1] - 1), frames.offset);
             sealed.push_back(Sealed { path: segment.path, last, len });
@@ -520,11 +579,12 @@ fn segment_salt(salt: u32, first: u64) -> u32 {
 fn take_records(
     path: &str,
     offset: u64,
-    frame: &Frame,
-    mut take: impl FnMut(Lsn, WalRecord) -> Result<(), Error>,
+    frame: FrameRef<'_>,
+    mut take: impl FnMut(Lsn, WalRecordRef<'_>) -> Result<(), Error>,
 ) -> Result<(), Error> {
     for record in frame.records() {
-        let decoded = record.and_then(|record| Ok((record.number, WalRecord::decode(&record)?)));
+        let decoded =
+            record.and_then(|(number, record)| Ok((number, WalRecordRef::decode(number, record)?)));
         let (number, record) = decoded.map_err(|error| match error {
             DecodeError::Short => Error::corrupt(path, offset, "record is cut short"),
             DecodeError::Corrupt(reason) => Error::corrupt(path, offset, reason),
@@ -544,8 +604,8 @@ mod tests {
     fn open(disk: &SimDisk, create: bool) -> (Wal<SimDisk>, Vec<(u64, String)>) {
         let mut found = Vec::new();
         let wal = Wal::open(&Arc::new(disk.clone()), DIR, 5, create, |lsn, _, record| {
-            if let WalRecord::Meta { name, .. } = record {
-                found.push((lsn.0, name));
+            if let WalRecordRef::Meta { name, .. } = record {
+                found.push((lsn.0, name.to_owned()));
             }
             Ok(())
         });

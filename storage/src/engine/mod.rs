@@ -36,7 +36,7 @@ use crate::{
     Config, Disk, Error, Event, HistoryRetention, Identity, KeyspaceId, Lsn, Outcome, Retentions,
     Status, Sync, View, Write,
 };
-use recovery::{Batch, Recovery};
+use recovery::Recovery;
 
 const WAL_DIR: &str = "wal";
 const TABLES_DIR: &str = "tables";
@@ -101,7 +101,7 @@ impl<D: Disk> Storage<D> {
             state,
             buffer_bytes_max: config.log_buffer_bytes_max,
             memtable_bytes_max: config.memtable_bytes_max,
-            batch: Batch::default(),
+            bulk: None,
             last_change: None,
             greatest: Stamp::ZERO,
         };

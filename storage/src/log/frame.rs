@@ -57,6 +57,15 @@ pub(crate) struct Frame {
     pub(crate) records: Bytes,
 }
 
+/// A [`Frame`] in the buffer that it was read into.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FrameRef<'a> {
+    pub(crate) number: u64,
+    pub(crate) count: u16,
+    pub(crate) durable: u64,
+    pub(crate) records: &'a [u8],
+}
+
 /// One record of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
@@ -74,37 +83,58 @@ impl Frame {
     ///
     /// # Errors
     /// [`DecodeError::Corrupt`] if they are not what the header says: whoever wrote them was wrong.
-    pub(crate) fn records(&self) -> Records<'_> {
-        Records { frame: self, offset: 0, number: self.number }
+    pub(crate) fn records(&self) -> impl Iterator<Item = Result<Record, DecodeError>> + '_ {
+        let (number, count, durable) = (self.number, self.count, self.durable);
+        let frame = FrameRef { number, count, durable, records: &self.records };
+        frame.records().map(|record| {
+            let (number, payload) = record?;
+            Ok(Record { number, payload: self.records.slice_ref(payload) })
+        })
+    }
+}
+
+impl<'a> FrameRef<'a> {
+    /// The number after the last record's.
+    pub(crate) fn next(&self) -> u64 {
+        self.number + u64::from(self.count)
+    }
+
+    /// Numbers and payloads of the records. Errors as [`Frame::records`].
+    pub(crate) fn records(&self) -> Records<'a> {
+        Records { bytes: self.records, offset: 0, number: self.number, next: self.next() }
+    }
+
+    /// A copy that lasts.
+    pub(crate) fn to_frame(self) -> Frame {
+        let records = Bytes::copy_from_slice(self.records);
+        Frame { number: self.number, count: self.count, durable: self.durable, records }
     }
 }
 
 /// Walks the records of a frame.
 pub(crate) struct Records<'a> {
-    frame: &'a Frame,
+    bytes: &'a [u8],
     offset: usize,
     number: u64,
+    next: u64,
 }
 
-impl Iterator for Records<'_> {
-    type Item = Result<Record, DecodeError>;
+impl<'a> Iterator for Records<'a> {
+    type Item = Result<(u64, &'a [u8]), DecodeError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let bytes = &self.frame.records;
-        let ended = self.number == self.frame.next();
-        if ended && self.offset == bytes.len() {
+        let ended = self.number == self.next;
+        if ended && self.offset == self.bytes.len() {
             return None;
         }
-        let Ok((start, end)) = record_span(bytes, self.offset)
-            .map_err(drop)
-            .and_then(|span| if ended || bytes.len() < span.1 { Err(()) } else { Ok(span) })
-        else {
-            (self.offset, self.number) = (bytes.len(), self.frame.next());
+        let span = record_span(self.bytes, self.offset).ok().filter(|_| !ended);
+        let Some(payload) = span.and_then(|(start, end)| self.bytes.get(start..end)) else {
+            (self.offset, self.number) = (self.bytes.len(), self.next);
             return Some(Err(DecodeError::Corrupt("records of the frame")));
         };
         let number = self.number;
-        (self.offset, self.number) = (end, number + 1);
-        Some(Ok(Record { number, payload: bytes.slice(start..end) }))
+        (self.offset, self.number) = (span.map_or(0, |(_, end)| end), number + 1);
+        Some(Ok((number, payload)))
     }
 }
 
@@ -215,12 +245,26 @@ pub(crate) fn frame_size(bytes: &[u8]) -> Result<usize, DecodeError> {
     Ok(FRAME_HEADER_SIZE + decode_header(bytes)?.length)
 }
 
-/// Reads the frame at the start of `bytes` and tells how many bytes it took. Records that are not compressed share
-/// the buffer.
+/// Reads the frame at the start of `bytes`, which gets a buffer of its own, and tells how many bytes it took.
+///
+/// # Errors
+/// As [`decode_frame_in`].
+pub(crate) fn decode_frame(salt: u32, bytes: &[u8]) -> Result<(Frame, usize), DecodeError> {
+    let mut inflated = Vec::new();
+    let (frame, size) = decode_frame_in(salt, bytes, &mut inflated)?;
+    Ok((frame.to_frame(), size))
+}
+
+/// Reads the frame at the start of `bytes` and tells how many bytes it took. Records that are compressed are put into
+/// `inflated`.
 ///
 /// # Errors
 /// [`DecodeError::Short`] if more bytes might complete it, [`DecodeError::Corrupt`] if no more bytes can.
-pub(crate) fn decode_frame(salt: u32, bytes: &Bytes) -> Result<(Frame, usize), DecodeError> {
+pub(crate) fn decode_frame_in<'a>(
+    salt: u32,
+    bytes: &'a [u8],
+    inflated: &'a mut Vec<u8>,
+) -> Result<(FrameRef<'a>, usize), DecodeError> {
     let header = decode_header(bytes)?;
     let size = FRAME_HEADER_SIZE + header.length;
     let all = bytes.get(..size).ok_or(DecodeError::Short)?;
@@ -230,14 +274,17 @@ pub(crate) fn decode_frame(salt: u32, bytes: &Bytes) -> Result<(Frame, usize), D
         return Err(DecodeError::Corrupt("frame checksum"));
     }
     let records = match header.compression {
-        COMPRESSION_LZ4 => decompress(&all[FRAME_HEADER_SIZE..])?,
-        _ => bytes.slice(FRAME_HEADER_SIZE..size),
+        COMPRESSION_LZ4 => {
+            decompress(&all[FRAME_HEADER_SIZE..], inflated)?;
+            &inflated[..]
+        }
+        _ => &all[FRAME_HEADER_SIZE..],
     };
     let durable = if header.lag == u32::MAX { 0 } else { header.number - u64::from(header.lag) };
-    Ok((Frame { number: header.number, count: header.count, durable, records }, size))
+    Ok((FrameRef { number: header.number, count: header.count, durable, records }, size))
 }
 
-fn decompress(payload: &[u8]) -> Result<Bytes, DecodeError> {
+fn decompress(payload: &[u8], records: &mut Vec<u8>) -> Result<(), DecodeError> {
     let (raw, compressed) = payload
         .split_first_chunk::<RAW_LENGTH_SIZE>()
         .ok_or(DecodeError::Corrupt("frame length"))?;
@@ -245,9 +292,9 @@ fn decompress(payload: &[u8]) -> Result<Bytes, DecodeError> {
     if raw > FRAME_RECORDS_SIZE_MAX {
         return Err(DecodeError::Corrupt("frame length"));
     }
-    let mut records = vec![0; raw];
-    match lz4_flex::block::decompress_into(compressed, &mut records) {
-        Ok(size) if size == raw => Ok(Bytes::from(records)),
+    records.resize(raw, 0);
+    match lz4_flex::block::decompress_into(compressed, records) {
+        Ok(size) if size == raw => Ok(()),
         _ => Err(DecodeError::Corrupt("compressed records")),
     }
 }
@@ -338,8 +385,9 @@ mod tests {
         fn any_bytes_are_decoded_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             let frame = Frame { number: 7, count: 3, durable: 0, records: Bytes::from(bytes.clone()) };
             prop_assert!(frame.records().count() <= 4, "it ends");
-            prop_assert!(decompress(&bytes).is_ok_and(|records| records.len() < 30_000) || decompress(&bytes).is_err());
-            prop_assert!(decode_frame(0, &Bytes::from(bytes)).is_err());
+            let mut records = Vec::new();
+            prop_assert!(decompress(&bytes, &mut records).is_err() || records.len() < 30_000);
+            prop_assert!(decode_frame(0, &bytes).is_err());
         }
     }
 

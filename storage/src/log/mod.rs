@@ -11,7 +11,7 @@ mod segment;
 #[cfg(test)]
 pub(crate) use frame::FRAME_LAYOUT;
 pub(crate) use frame::{
-    FRAME_HEADER_SIZE, FRAME_RECORDS_TARGET, Frame, FrameHead, Record, encode_frame,
+    FRAME_HEADER_SIZE, FRAME_RECORDS_TARGET, FrameHead, FrameRef, Record, encode_frame,
 };
 #[cfg(feature = "fuzzing")]
 pub(crate) use frame::{decode_frame, find_proof};

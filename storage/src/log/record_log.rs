@@ -16,7 +16,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::frame::{FRAME_RECORDS_TARGET, Frame, FrameHead, encode_frame};
+use super::frame::{FRAME_RECORDS_TARGET, FrameHead, FrameRef, encode_frame};
 use super::reader::LogReader;
 use super::recover::{Recovered, recover};
 use super::segment::{LogKind, Segment, SegmentHead, list_segments, remove_durably, write_failed};
@@ -99,7 +99,7 @@ impl<D: Disk> RecordLog<D> {
         disk: &Arc<D>,
         options: LogOptions,
         mut known: impl FnMut(&Segment<D::File>) -> Result<Option<LogSegment<D::File>>, Error>,
-        mut visit: impl FnMut(u64, &Frame) -> Result<(), Error>,
+        mut visit: impl FnMut(u64, FrameRef<'_>) -> Result<(), Error>,
     ) -> Result<Self, Error> {
         let LogOptions { dir, kind, salt, segment_bytes_max, start } = options;
         let firsts = list_segments(&**disk, &dir)?;
@@ -145,7 +145,7 @@ impl<D: Disk> RecordLog<D> {
     fn open_newest(
         &mut self,
         first: u64,
-        mut visit: impl FnMut(&Frame) -> Result<(), Error>,
+        mut visit: impl FnMut(FrameRef<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let mut marks = Vec::new();
         let disk = Arc::clone(&self.disk);
@@ -440,14 +440,14 @@ fn mark(marks: &mut Vec<Mark>, number: u64, offset: u64) {
 /// Reads a whole segment that takes no more records.
 pub(crate) fn scan<F: DiskFile>(
     segment: Segment<F>,
-    mut visit: impl FnMut(&Frame) -> Result<(), Error>,
+    mut visit: impl FnMut(FrameRef<'_>) -> Result<(), Error>,
 ) -> Result<LogSegment<F>, Error> {
     let mut marks = Vec::new();
     let mut frames = segment.all_frames();
     let mut offset = frames.offset;
-    while let Some(frame) = frames.next_frame()? {
+    while let Some(frame) = frames.next_frame_in()? {
         mark(&mut marks, frame.number, offset);
-        visit(&frame)?;
+        visit(frame)?;
         offset = frames.offset;
     }
     let next = frames.number;

@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 
-use super::frame::{FRAME_HEADER_SIZE, Frame, decode_frame, find_proof, frame_size};
+use super::frame::{FRAME_HEADER_SIZE, FrameRef, decode_frame, find_proof, frame_size};
 use super::segment::{LogKind, Segment, write_failed};
 use crate::{Disk, DiskFile, Error};
 
@@ -34,7 +34,7 @@ pub(crate) fn recover<D: Disk>(
     disk: &D,
     (dir, kind, first): (&str, LogKind, u64),
     sync: bool,
-    mut take: impl FnMut(&str, u64, &Frame) -> Result<(), Error>,
+    mut take: impl FnMut(&str, u64, FrameRef<'_>) -> Result<(), Error>,
 ) -> Result<Recovered<D::File>, Error> {
     let mut segment = Segment::open(disk, dir, kind, first)?;
     let mut frames = segment.all_frames();
@@ -43,14 +43,14 @@ pub(crate) fn recover<D: Disk>(
     let mut durable = first;
     let torn = loop {
         let offset = frames.offset;
-        match frames.next_frame() {
+        match frames.next_frame_in() {
             Ok(Some(frame)) => {
                 durable = durable.max(frame.durable);
                 while unproved.front().is_some_and(|&(next, _)| next <= durable) {
                     unproved.pop_front();
                 }
                 unproved.push_back((frame.next(), offset));
-                take(&segment.path, offset, &frame)?;
+                take(&segment.path, offset, frame)?;
             }
             Ok(None) => break None,
             Err(error @ Error::Corrupt { .. }) => break Some(error),

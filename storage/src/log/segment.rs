@@ -14,7 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use starling_clock::mutation::{self, Mutation};
 
-use super::frame::{FRAME_HEADER_SIZE, Frame, decode_frame, frame_size};
+use super::frame::{FRAME_HEADER_SIZE, Frame, FrameRef, decode_frame_in, frame_size};
 use crate::event::{DecodeError, array};
 use crate::{Disk, DiskFile, Error};
 
@@ -232,7 +232,9 @@ impl<F: DiskFile> Segment<F> {
     pub(crate) fn frames(&self, offset: u64, number: u64) -> Frames<'_, F> {
         Frames {
             segment: self,
-            buffer: Bytes::new(),
+            buffer: Vec::new(),
+            start: 0,
+            inflated: Vec::new(),
             offset,
             number,
             until: u64::MAX,
@@ -247,12 +249,19 @@ impl<F: DiskFile> Segment<F> {
 
     /// Bytes of the file; less if it ends before.
     pub(super) fn read_bytes(&self, from: u64, to: u64) -> Result<Bytes, Error> {
+        let mut bytes = Vec::new();
+        self.read_into(&mut bytes, from, to)?;
+        Ok(Bytes::from(bytes))
+    }
+
+    /// As [`Self::read_bytes`], in place of what is in `bytes`.
+    fn read_into(&self, bytes: &mut Vec<u8>, from: u64, to: u64) -> Result<(), Error> {
         let length = usize::try_from(to - from).expect("a segment fits in memory");
-        let mut bytes = vec![0; length];
-        let read = self.file.read_full_at(&mut bytes, from);
+        bytes.resize(length, 0);
+        let read = self.file.read_full_at(bytes, from);
         let read = read.map_err(Error::io("read", &self.path))?;
         bytes.truncate(read);
-        Ok(Bytes::from(bytes))
+        Ok(())
     }
 }
 
@@ -270,7 +279,11 @@ pub(crate) fn list_segments<D: Disk>(disk: &D, dir: &str) -> Result<Vec<u64>, Er
 /// Reads the frames of a segment one after the other.
 pub(crate) struct Frames<'a, F> {
     segment: &'a Segment<F>,
-    buffer: Bytes,
+    buffer: Vec<u8>,
+    /// Where in the buffer the next frame starts.
+    start: usize,
+    /// Records that were compressed.
+    inflated: Vec<u8>,
     /// Where in the file the next frame starts.
     pub(crate) offset: u64,
     /// The number of its first record.
@@ -299,22 +312,33 @@ impl<F: DiskFile> Frames<'_, F> {
     /// # Errors
     /// [`Error::Corrupt`] with the place of the bad frame, or a failed read. Another call answers the same.
     pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, Error> {
+        Ok(self.next_frame_in()?.map(FrameRef::to_frame))
+    }
+
+    /// As [`Self::next_frame`], in the buffer that the next one will be read into.
+    ///
+    /// # Errors
+    /// As [`Self::next_frame`].
+    pub(crate) fn next_frame_in(&mut self) -> Result<Option<FrameRef<'_>>, Error> {
         let open_end = self.until == u64::MAX;
         if self.number == self.until || (open_end && self.offset == self.segment.len) {
             return Ok(None);
         }
-        let salt = self.segment.head.salt;
-        let (frame, size) = match decode_frame(salt, &self.buffer) {
-            Err(DecodeError::Short) => {
-                self.fill()?;
-                decode_frame(salt, &self.buffer).map_err(|error| self.bad(error))?
-            }
-            result => result.map_err(|error| self.bad(error))?,
-        };
-        if frame.number != self.number || self.until < frame.next() {
-            return Err(self.bad(DecodeError::Corrupt("frame number")));
+        let rest = &self.buffer[self.start..];
+        match frame_size(rest) {
+            Err(DecodeError::Short) => self.fill()?,
+            Ok(size) if rest.len() < size => self.fill()?,
+            _ => {}
         }
-        self.buffer = self.buffer.slice(size..);
+        let (segment, offset) = (self.segment, self.offset);
+        let bad = |error| bad_frame(&segment.path, offset, error);
+        let rest = &self.buffer[self.start..];
+        let read = decode_frame_in(segment.head.salt, rest, &mut self.inflated);
+        let (frame, size) = read.map_err(bad)?;
+        if frame.number != self.number || self.until < frame.next() {
+            return Err(bad(DecodeError::Corrupt("frame number")));
+        }
+        self.start += size;
         self.offset += size as u64;
         self.number = frame.next();
         Ok(Some(frame))
@@ -326,24 +350,24 @@ impl<F: DiskFile> Frames<'_, F> {
         let left = segment.len.saturating_sub(self.offset);
         let wanted = |size: usize| left.min(size as u64);
         let mut size = wanted(self.chunk_size);
-        let mut bytes = segment.read_bytes(self.offset, self.offset + size)?;
-        if let Ok(frame) = frame_size(&bytes)
+        self.start = 0;
+        segment.read_into(&mut self.buffer, self.offset, self.offset + size)?;
+        if let Ok(frame) = frame_size(&self.buffer)
             && wanted(frame) > size
         {
             size = wanted(frame);
-            bytes = segment.read_bytes(self.offset, self.offset + size)?;
+            segment.read_into(&mut self.buffer, self.offset, self.offset + size)?;
         }
-        self.buffer = bytes;
         Ok(())
     }
+}
 
-    fn bad(&self, error: DecodeError) -> Error {
-        let reason = match error {
-            DecodeError::Short => "frame is cut short",
-            DecodeError::Corrupt(reason) => reason,
-        };
-        Error::corrupt(&self.segment.path, self.offset, reason)
-    }
+fn bad_frame(path: &str, offset: u64, error: DecodeError) -> Error {
+    let reason = match error {
+        DecodeError::Short => "frame is cut short",
+        DecodeError::Corrupt(reason) => reason,
+    };
+    Error::corrupt(path, offset, reason)
 }
 
 const _: () = assert!(FRAME_HEADER_SIZE < CHUNK_SIZE);

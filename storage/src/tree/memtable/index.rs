@@ -88,6 +88,8 @@ pub(super) struct IndexWriter {
     /// Of each segment: how many bits chose it, and how many entries it has.
     segments: Vec<(u32, usize)>,
     entries: usize,
+    /// Entries that were told of beforehand.
+    expected: usize,
     /// Memory of the index, in bytes.
     bytes: usize,
 }
@@ -180,6 +182,21 @@ impl Index {
         Found::Unsure
     }
 
+    /// Makes segments for so many entries: then few are split as they come. The index is empty.
+    pub(super) fn reserve(&self, writer: &mut IndexWriter, entries: usize) {
+        assert!(writer.segments.is_empty());
+        writer.expected = entries;
+        let segments = (entries / SPLIT_AT).next_power_of_two();
+        let depth = segments.ilog2().min(DEPTH_MAX);
+        // If they are all but full, each will be split.
+        let nearly_full = SPLIT_AT - SPLIT_AT / 8 < entries >> depth;
+        let depth = (depth + u32::from(nearly_full)).min(DEPTH_MAX);
+        for _ in 0..1_u32 << depth {
+            self.push_segment(writer, depth, Segment::new(), 0);
+        }
+        self.push_directory(writer, depth, |place| u32::try_from(place).expect("20 bits"));
+    }
+
     /// Adds a number that is not there.
     pub(super) fn add(&self, writer: &mut IndexWriter, hash: u64, number: u32) {
         let tag = tag_of(hash);
@@ -228,7 +245,8 @@ impl Index {
         let (depth, directory) = self.directory();
         let segments = writer.segments.len();
         let granted = segments < SEGMENTS_FREE
-            || (segments + 1 - SEGMENTS_FREE) * SLOTS <= writer.entries * SLOTS_PER_ENTRY_MAX;
+            || (segments + 1 - SEGMENTS_FREE) * SLOTS
+                <= writer.entries.max(writer.expected) * SLOTS_PER_ENTRY_MAX;
         if bits == DEPTH_MAX || !granted {
             return false;
         }
@@ -333,8 +351,14 @@ mod tests {
 
     #[test]
     fn hashes_of_one_kind_cost_no_more_memory_than_others() {
-        for hash in [|_| 0, |n: u32| u64::from(n), |n: u32| u64::from(n) << 32] {
+        let hashes = [|_| 0, |n: u32| u64::from(n), |n: u32| u64::from(n) << 32];
+        for (hash, expected) in
+            hashes.into_iter().zip([0, 0, 0]).chain(hashes.map(|hash| (hash, 20_000)))
+        {
             let (index, mut writer) = (Index::default(), IndexWriter::default());
+            if 0 < expected {
+                index.reserve(&mut writer, expected);
+            }
             for number in 1..20_000 {
                 index.add(&mut writer, hash(number), number);
             }
@@ -355,6 +379,34 @@ mod tests {
             assert_eq!(found, expected);
         }
         assert!(writer.bytes() < 200_000 * 20, "{}", writer.bytes());
+    }
+
+    #[test]
+    fn room_that_was_reserved_is_used() {
+        for entries in [1, 200, 217, 218, 1_000, 5_000, 30_000, 54_000, 55_000, 100_000_u32] {
+            let (index, mut writer) = (Index::default(), IndexWriter::default());
+            index.reserve(&mut writer, entries as usize);
+            let reserved = writer.bytes;
+            let hash = |number: u32| xxh3_64(&number.to_le_bytes());
+            let mut numbers: Vec<u32> = (1..=entries).collect();
+            numbers.sort_unstable_by_key(|number| hash(*number));
+            for number in numbers {
+                index.add(&mut writer, hash(number), number);
+            }
+            for number in 1..=2 * entries {
+                let found = index.find(hash(number), |found| found == number);
+                let expected =
+                    if number <= entries { Found::Number(number) } else { Found::Absent };
+                assert_eq!(found, expected, "{number} of {entries}");
+            }
+            let segment = size_of::<Segment>() + 64;
+            assert!(writer.bytes <= reserved + reserved / 4 + segment, "{entries}: few were split");
+            assert!(
+                writer.bytes <= entries as usize * 30 + 3 * segment,
+                "{entries}: {}",
+                writer.bytes
+            );
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@
 //! it: a point read is one probe, a miss does not look at the lists at all. It does not know what a log or a table is.
 
 mod arena;
+mod bulk;
 mod cursor;
 mod groups;
 mod index;
@@ -42,6 +43,7 @@ use leaves::{LeafStore, LeafWriter, Leaves};
 use skiplist::Heights;
 use sync::{AtomicU32, AtomicUsize, Ordering};
 
+pub(crate) use bulk::Bulk;
 pub(crate) use cursor::{Entry, MemtableCursor};
 
 /// Versions of a key that a point read steps over before it searches.
@@ -190,9 +192,14 @@ impl Memtable {
 
     fn account(&self, writer: &mut Writer, taken: arena::Taken) {
         let events = self.events.load(Ordering::Relaxed) + 1;
-        self.events.store(events, Ordering::Relaxed);
         writer.arena_used += taken.used;
         writer.arena_allocated += taken.allocated;
+        self.set_sizes(writer, events);
+    }
+
+    /// Tells how many events there are, and what they take.
+    fn set_sizes(&self, writer: &Writer, events: usize) {
+        self.events.store(events, Ordering::Relaxed);
         let fingers = writer.fingers.capacity() * size_of::<Finger>();
         let index = writer.keys.bytes() + writer.heads.bytes();
         let groups = writer.fingers.len() * (size_of::<Group>() + size_of::<Finger>());

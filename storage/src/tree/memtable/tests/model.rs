@@ -1,10 +1,13 @@
 //! A memtable beside a sorted map: any events in any order, every way to read.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use super::super::Bulk;
 use super::*;
+use crate::event::EventRef;
 use crate::types::Digest;
 
 /// Few distinct parts, so that keys share windows, events repeat and lists are long enough to be searched.
@@ -87,6 +90,36 @@ proptest! {
     }
 
     #[test]
+    fn one_filled_in_bulk_reads_as_a_sorted_map_does_and_takes_inserts(
+        bulk in prop::collection::vec(any_event(), 0..400),
+        events in prop::collection::vec(any_event(), 0..100),
+        asked in prop::collection::vec((any_event(), 0..60_usize), 1..8),
+    ) {
+        let (memtable, mut model) = (Arc::new(Memtable::default()), BTreeMap::new());
+        let mut filled = Bulk::new(Arc::clone(&memtable));
+        for (place, mut event) in bulk.into_iter().enumerate() {
+            // Of two with one identity the first is to stay.
+            event.payload = format!("{place}").into();
+            filled.add(&reference(&event));
+            prop_assert!(memtable.seek(&[]).key().is_none(), "not yet");
+            model.entry(internal(&event)).or_insert(event);
+        }
+        filled.finish();
+        for step in 0..2 {
+            prop_assert_eq!(memtable.events(), model.len());
+            for (asked, cut) in &asked {
+                check_walks(&memtable, &model, &bound(asked, *cut));
+                check_points(&memtable, &model, asked);
+            }
+            for event in events.iter().filter(|_| step == 0) {
+                let new = !model.contains_key(&internal(event));
+                prop_assert_eq!(memtable.insert(event).new, new);
+                model.entry(internal(event)).or_insert(event.clone());
+            }
+        }
+    }
+
+    #[test]
     fn the_same_inserts_make_the_same_memtable(events in prop::collection::vec(any_event(), 1..200)) {
         let [left, right] = [Memtable::default(), Memtable::default()];
         for memtable in [&left, &right] {
@@ -97,6 +130,50 @@ proptest! {
         prop_assert_eq!(left.bytes(), right.bytes());
         prop_assert_eq!(left.allocated_bytes(), right.allocated_bytes());
     }
+}
+
+fn reference(event: &Event) -> EventRef<'_> {
+    EventRef {
+        partition: event.partition,
+        keyspace: event.keyspace,
+        key: &event.key,
+        stamp: event.stamp,
+        request: event.request,
+        action: event.action,
+        payload: &event.payload,
+    }
+}
+
+/// Enough for leaves, and an index, of some size; in an order of their own.
+#[test]
+fn a_hundred_thousand_keys_in_bulk_are_found_and_in_order() {
+    let memtable = Arc::new(Memtable::default());
+    let mut bulk = Bulk::new(Arc::clone(&memtable));
+    let of = |number: u64| {
+        let key = (number * 61_981 % 100_000).to_be_bytes();
+        event(u32::from(number.is_multiple_of(3)), 5, &key, 1 + number)
+    };
+    for number in 0..100_000 {
+        bulk.add(&reference(&of(number)));
+    }
+    let (expected, one_by_one) = (bulk.bytes(), Memtable::default());
+    bulk.finish();
+    for number in 0..100_000 {
+        one_by_one.insert(&of(number));
+        assert_eq!(newest(&memtable, &of(number)), Some(of(number).stamp));
+        assert_eq!(newest(&memtable, &Event { partition: 2, ..of(number) }), None);
+    }
+    let (mut left, mut right) = (memtable.seek(&[]), one_by_one.seek(&[]));
+    while let Some(key) = left.key() {
+        assert_eq!(right.key(), Some(key));
+        left.advance();
+        right.advance();
+    }
+    assert_eq!(right.key(), None);
+    let bytes = memtable.bytes();
+    assert!(bytes.abs_diff(expected) < bytes / 20, "{expected} bytes expected of {bytes}");
+    let bytes = one_by_one.bytes();
+    assert!(bytes.abs_diff(memtable.bytes()) < bytes / 10, "{} and {bytes}", memtable.bytes());
 }
 
 /// Many keys, so that the index grows and lists get high, in an order that rises by stretches.
