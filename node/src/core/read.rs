@@ -4,7 +4,8 @@
 //!
 //! - Exactly one [`ReadOutput::Answer`] is emitted, and nothing after it.
 //! - A value is answered only when `needed` distinct home replicas have it, or something newer: what differs is written
-//!   back first (GUARANTEES G3), so what one quorum read returned a later one does not un-return.
+//!   back first (GUARANTEES G3), so what one quorum read returned a later one does not un-return. What a replica has let go
+//!   by the keyspace's retention is not (`ranking.rs`): it would go again.
 //! - No replica is asked for more than it takes: the first sends the payload, the others a long one as its stamp only. A
 //!   replica that does not answer in the hedging time is joined, not replaced: the first `needed` answers count.
 //! - Within the range that all answers cover, a history is the union of them. Events of one request are one write: of
@@ -13,6 +14,8 @@
 //!
 //! No IO, no clock, no task. Call one `handle_*`, then drain [`Read::poll_output`] until `None`, then the next. It does not
 //! know who is alive (the caller orders the candidates) and does not place keys.
+
+mod ranking;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -26,6 +29,7 @@ use starling_storage::{Action, Event, HistoryRetention, KeyspaceId};
 use super::peer::ReadQuery;
 use super::replica::{Declined, ReplicaAnswer, is_retained};
 use super::types::Instant;
+use ranking::Ranked;
 
 /// Longest payload that comes from the replicas beside the first, in bytes: fetching a longer one again when it
 /// is needed costs less than sending it R times.
@@ -253,6 +257,8 @@ enum Standing {
     Answered,
     /// What it has is known, and it is asked for a payload that it left out.
     Fetching,
+    /// What it has is known, and it is asked for what it has beyond the version of this stamp, which it lacks.
+    Ranking(Stamp),
     /// What it lacks is on the way to it.
     Repairing,
     /// Counts for nothing.
@@ -269,12 +275,17 @@ struct Replica {
     cut: BTreeSet<Stamp>,
     /// The last stamp it looked at, in the question's direction; `None`: all of the range.
     covered: Option<Stamp>,
+    /// Of the last version that it was found to lack.
+    ranked: Option<Ranked>,
 }
 
 impl Replica {
     fn counts(&self) -> bool {
         match self.standing {
-            Standing::Answered | Standing::Fetching | Standing::Repairing => true,
+            Standing::Answered
+            | Standing::Fetching
+            | Standing::Ranking(_)
+            | Standing::Repairing => true,
             Standing::Asked | Standing::Failed => false,
         }
     }
@@ -404,6 +415,7 @@ impl Read {
             events: BTreeMap::new(),
             cut: BTreeSet::new(),
             covered: None,
+            ranked: None,
         };
         let before = self.replicas.insert(to, asked);
         assert!(before.is_none(), "a replica is asked once");
@@ -440,6 +452,12 @@ impl Read {
 
     /// Takes note of what `node` has; an error if that is not an answer to the question.
     fn accept(&mut self, node: NodeId, answer: ReplicaAnswer) -> Result<(), Trouble> {
+        if let Standing::Ranking(version) = self.replicas[&node].standing {
+            let ranked = self.judge(version, &answer)?;
+            let replica = self.replicas.get_mut(&node).expect("it was asked");
+            (replica.ranked, replica.standing) = (Some(ranked), Standing::Answered);
+            return Ok(());
+        }
         let replica = self.replicas.get_mut(&node).expect("it was asked");
         match (&self.plan.question, answer) {
             (_, ReplicaAnswer::Declined(refusal)) => return Err(refusal.into()),
@@ -536,8 +554,10 @@ impl Read {
             self.fetch(newest);
             return;
         };
+        self.rank(newest);
         self.repair(|replica| match replica.events.keys().last() {
             Some(&stamp) if stamp >= newest => Vec::new(),
+            _ if replica.has_dropped(newest) => Vec::new(),
             _ => vec![event.clone()],
         });
         if self.complete() >= self.plan.needed {
@@ -666,7 +686,10 @@ impl Read {
         let outstanding = |node| self.asks.values().filter(|&&asked| asked == node).count();
         for (&node, replica) in &self.replicas {
             let expected = match replica.standing {
-                Standing::Asked | Standing::Fetching | Standing::Repairing => 1,
+                Standing::Asked
+                | Standing::Fetching
+                | Standing::Ranking(_)
+                | Standing::Repairing => 1,
                 Standing::Answered | Standing::Failed => 0,
             };
             assert!(self.answered || outstanding(node) == expected, "{node}: {replica:?}");

@@ -197,6 +197,68 @@ fn what_merges_drop_is_not_brought_back() {
     assert_eq!(drain(&mut read), ["repair 2 of 2: 5.0@1"], "and not the third");
 }
 
+#[test]
+fn what_a_replica_has_let_go_is_not_written_back() {
+    let at = stamp(5);
+    // Of two versions that are kept, and so many newer ones there: whether the old one is written back.
+    for (newer, is_repaired) in
+        [(vec![], true), (vec![put(9)], true), (vec![put(7), put(9)], false)]
+    {
+        let retention = HistoryRetention { versions_max: Some(2), age_ms_max: None };
+        let question = Question::Newest { at };
+        let mut read = Read::new(Instant(0), ReadPlan { retention, ..plan(question, 2, 2) });
+        drain(&mut read);
+        read.handle_answer(AskId(0), ReplicaAnswer::Event { event: Some(put(5)), cut: false });
+        read.handle_answer(AskId(1), ReplicaAnswer::Event { event: None, cut: false });
+        assert_eq!(drain(&mut read), ["ask 2 of 2"], "for what it has beyond");
+        read.handle_answer(AskId(2), ReplicaAnswer::Events { events: newer, more: false });
+        if is_repaired {
+            assert_eq!(drain(&mut read), ["repair 3 of 2: 5.0@1"]);
+            read.handle_repaired(AskId(3), true);
+        }
+        assert_eq!(drain(&mut read), ["answer 5.0@1 value 5"]);
+    }
+}
+
+#[test]
+fn a_version_that_was_replaced_long_ago_is_not_written_back() {
+    let retention = HistoryRetention { versions_max: None, age_ms_max: Some(100) };
+    for (replaced_ms, is_repaired) in [(899, false), (900, true)] {
+        let question = Question::Newest { at: stamp(5) };
+        let mut read = Read::new(Instant(0), ReadPlan { retention, ..plan(question, 2, 2) });
+        drain(&mut read);
+        read.handle_answer(AskId(0), ReplicaAnswer::Event { event: None, cut: false });
+        read.handle_answer(AskId(1), ReplicaAnswer::Event { event: Some(put(5)), cut: false });
+        assert_eq!(drain(&mut read), ["ask 2 of 1"]);
+        let events = vec![put(replaced_ms)];
+        read.handle_answer(AskId(2), ReplicaAnswer::Events { events, more: true });
+        let expected = if is_repaired { "repair 3 of 1: 5.0@1" } else { "answer 5.0@1 value 5" };
+        assert_eq!(drain(&mut read), [expected]);
+    }
+}
+
+#[test]
+fn what_is_no_answer_about_newer_versions_fails_the_replica() {
+    let retention = HistoryRetention { versions_max: Some(1), age_ms_max: None };
+    let strange = [
+        ReplicaAnswer::Declined(Declined::Damaged),
+        ReplicaAnswer::Event { event: None, cut: false },
+        ReplicaAnswer::Events { events: vec![put(4)], more: false },
+        ReplicaAnswer::Events { events: vec![put(9), put(7)], more: false },
+    ];
+    for answer in strange {
+        let question = Question::Newest { at: stamp(5) };
+        let mut read = Read::new(Instant(0), ReadPlan { retention, ..plan(question, 2, 2) });
+        drain(&mut read);
+        read.handle_answer(AskId(0), ReplicaAnswer::Event { event: Some(put(5)), cut: false });
+        read.handle_answer(AskId(1), ReplicaAnswer::Event { event: None, cut: false });
+        drain(&mut read);
+        read.handle_answer(AskId(2), answer);
+        let outputs = drain(&mut read);
+        assert!(outputs.len() == 1 && outputs[0].contains("TooFew"), "{outputs:?}");
+    }
+}
+
 /// What happens next in a random run: the number chooses among what is outstanding.
 #[derive(Clone, Copy, Debug)]
 enum Step {
