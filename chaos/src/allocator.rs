@@ -10,6 +10,7 @@
 //! A simulation takes and gives back some forty small blocks an event, all in one thread. Nothing goes back to the system before the
 //! program ends, and what a thread has when it ends is not used again: the threads that simulate live as long as the program does.
 #![expect(unsafe_code, reason = "an allocator hands out raw memory")]
+#![expect(clippy::cast_ptr_alignment, reason = "every block is aligned to `STEP`")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -208,7 +209,7 @@ mod tests {
             // SAFETY: sizes are not 0, and blocks are used within their sizes until they are given back, below.
             unsafe {
                 let block = allocator.alloc_zeroed(layout(size));
-                assert!(!block.is_null() && block.addr() % 16 == 0);
+                assert!(!block.is_null() && block.addr().is_multiple_of(STEP));
                 assert!((0..size).all(|at| block.add(at).read() == 0));
                 block.write_bytes(number, size);
                 blocks.push((block, size, number));
@@ -240,7 +241,7 @@ mod tests {
             assert_eq!(allocator.alloc(layout(112)), first, "of the same class");
             let elsewhere = first.addr();
             std::thread::spawn(move || {
-                assert_ne!(ThreadCache.alloc(layout(100)).addr(), elsewhere)
+                assert_ne!(ThreadCache.alloc(layout(100)).addr(), elsewhere);
             })
             .join()
             .unwrap();
