@@ -10,7 +10,7 @@
 //! The sources that have events left are a binary heap. A step costs two comparisons while events come from one source.
 
 use super::memtable::{Memtable, MemtableCursor};
-use super::stored::Stored;
+use super::stored::{Stored, StoredRef};
 use super::table::TableCursor;
 use crate::disk::DiskFile;
 use crate::error::Error;
@@ -84,6 +84,23 @@ impl<'a, F: DiskFile> MergeCursor<'a, F> {
         if self.live == 0 { None } else { self.sources[0].key() }
     }
 
+    /// What there is of the event beside its internal key.
+    ///
+    /// # Panics
+    /// If the cursor is past the last event.
+    pub(crate) fn borrowed(&self) -> Result<StoredRef<'_>, Error> {
+        assert!(0 < self.live, "the cursor is on an event");
+        match &self.sources[0] {
+            Source::Memtable(_, cursor) => {
+                let value = cursor.entry().expect("the cursor is on an event").value();
+                Ok(StoredRef::decode(value).expect("it was encoded"))
+            }
+            Source::Table(cursor) => cursor.borrowed(),
+        }
+    }
+
+    /// The same with a payload of its own.
+    ///
     /// # Panics
     /// If the cursor is past the last event.
     pub(crate) fn stored(&self) -> Result<Stored, Error> {
@@ -116,23 +133,32 @@ impl<'a, F: DiskFile> MergeCursor<'a, F> {
         let Some(key) = self.sources.first().filter(|_| 0 < self.live).and_then(Source::key) else {
             return Ok(());
         };
+        if self.live == 1 {
+            // No other source has a copy.
+            return self.step_first();
+        }
         self.last.clear();
         self.last.extend_from_slice(key);
         loop {
-            let stepped = self.sources[0].step(self.backwards);
-            if let Err(error) = stepped {
-                self.live = 0;
-                return Err(error);
-            }
-            if self.sources[0].key().is_none() {
-                self.live -= 1;
-                self.sources.swap(0, self.live);
-            }
+            self.step_first()?;
             self.sift_down(0);
             if self.key() != Some(&self.last) {
                 return Ok(());
             }
         }
+    }
+
+    /// Steps the source on top of the heap, which may not belong there then.
+    fn step_first(&mut self) -> Result<(), Error> {
+        if let Err(error) = self.sources[0].step(self.backwards) {
+            self.live = 0;
+            return Err(error);
+        }
+        if self.sources[0].key().is_none() {
+            self.live -= 1;
+            self.sources.swap(0, self.live);
+        }
+        Ok(())
     }
 
     fn seek_all(&mut self, target: &[u8], backwards: bool) -> Result<(), Error> {

@@ -47,7 +47,7 @@ impl<D: Disk> Flush<D> {
             let stored = cursor.stored();
             done += internal.len() + stored.payload.len();
             // A memtable sees too little to let a tombstone go: as if something older were elsewhere.
-            self.sieve.pass(internal, stored, &mut self.writer, |_| true)?;
+            self.sieve.pass(internal, stored.borrow(), &mut self.writer, |_| true)?;
             if bytes <= done {
                 self.after = Some(internal.to_vec());
                 return Ok(None);

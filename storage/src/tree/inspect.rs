@@ -12,7 +12,7 @@ use starling_clock::Stamp;
 use super::internal_key;
 use super::manifest::{State, TableEntry};
 use super::run_writer::{RunWriter, TableNumbers, TableSpace};
-use super::stored::Stored;
+use super::stored::{Stored, StoredRef};
 use super::table::{self, BlockCache, Table, TableCursor, key_hash};
 use crate::{Action, Digest, Disk, DiskFile, Error, Event, EventId, TreeConfig};
 
@@ -203,7 +203,7 @@ pub(crate) fn write_run<D: Disk>(
     let mut writer = RunWriter::new(Arc::clone(&space));
     for (key, event) in events {
         let (action, request) = (event.action, event.request);
-        writer.add(key, &Stored { action, request, payload: event.payload.clone() })?;
+        writer.add(key, StoredRef { action, request, payload: &event.payload })?;
     }
     let written = writer.finish()?;
     state.next_table = space.numbers.next();

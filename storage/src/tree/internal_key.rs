@@ -23,6 +23,9 @@ pub(crate) const INTERNAL_KEY_SIZE_MAX: usize = HEAD_SIZE + 2 * KEY_SIZE_MAX + 2
 /// The shortest internal key, that of an empty key.
 pub(crate) const INTERNAL_KEY_SIZE_MIN: usize = HEAD_SIZE + 2 + Stamp::SIZE;
 
+/// The longest [`SearchKey`] without memory from the heap.
+const SHORT_SIZE: usize = 128;
+
 const ESCAPE: u8 = 0x00;
 const ESCAPED_ZERO: u8 = 0xff;
 const END: u8 = 0x01;
@@ -56,6 +59,37 @@ pub(crate) fn encode_into(
     append_keys_from(out, partition, keyspace, key);
     out.extend_from_slice(&[ESCAPE, END]);
     out.extend_from_slice(&inverted(stamp));
+}
+
+/// An internal key to search for. A short one takes no memory from the heap: a point read asks for little else.
+pub(crate) struct SearchKey {
+    short: [u8; SHORT_SIZE],
+    /// Empty if it is short.
+    long: Vec<u8>,
+    size: usize,
+}
+
+impl SearchKey {
+    /// As [`encode`].
+    pub(crate) fn new(partition: u32, keyspace: KeyspaceId, key: &[u8], stamp: Stamp) -> Self {
+        let mut short = [0; SHORT_SIZE];
+        let size = HEAD_SIZE + key.len() + 2 + Stamp::SIZE;
+        if SHORT_SIZE < size || key.contains(&ESCAPE) {
+            let long = encode(partition, keyspace, key, stamp);
+            return Self { short, size: long.len(), long };
+        }
+        let (head, rest) = short.split_at_mut(HEAD_SIZE);
+        head[..4].copy_from_slice(&partition.to_be_bytes());
+        head[4..].copy_from_slice(&keyspace.0.to_be_bytes());
+        rest[..key.len()].copy_from_slice(key);
+        rest[key.len()..][..2].copy_from_slice(&[ESCAPE, END]);
+        rest[key.len() + 2..][..Stamp::SIZE].copy_from_slice(&inverted(stamp));
+        Self { short, long: Vec::new(), size }
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        if self.long.is_empty() { &self.short[..self.size] } else { &self.long }
+    }
 }
 
 /// What all versions of a key begin with, and no version of another key does.
@@ -219,6 +253,18 @@ mod tests {
             let parts = decode(&bytes).expect("just encoded");
             let again = (parts.partition, parts.keyspace.0, parts.key.to_vec(), Reverse(parts.stamp));
             prop_assert_eq!(again, identity);
+        }
+
+        #[test]
+        fn a_search_key_is_the_internal_key(
+            identity in identity(), key in prop::collection::vec(any::<u8>(), 0..200), zeros: bool,
+        ) {
+            let key = key.into_iter().filter(|byte| zeros || *byte != 0).collect();
+            for identity in [(identity.0, identity.1, key, identity.3), identity] {
+                let (partition, keyspace, key, Reverse(stamp)) = &identity;
+                let search = SearchKey::new(*partition, KeyspaceId(*keyspace), key, *stamp);
+                prop_assert_eq!(search.as_bytes(), encoded(&identity));
+            }
         }
 
         #[test]

@@ -66,12 +66,12 @@ impl<D: Disk> Merge<D> {
             if bytes <= done {
                 return Ok(None);
             }
-            let stored = cursor.stored()?;
+            let stored = cursor.borrowed()?;
             done += internal.len() + stored.payload.len();
             let has_older = |candidate| {
                 elsewhere.is_none_or(|snapshot| has_older(snapshot, inputs, candidate, internal))
             };
-            self.sieve.pass(internal, &stored, &mut self.writer, has_older)?;
+            self.sieve.pass(internal, stored, &mut self.writer, has_older)?;
             cursor.advance()?;
         }
         let mut written = self.writer.finish()?;

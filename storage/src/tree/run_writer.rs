@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use starling_clock::Stamp;
 
 use super::manifest::TableEntry;
-use super::stored::Stored;
+use super::stored::StoredRef;
 use super::sync_failed;
 use super::table::{self, BlockCache, Table, TableBuilder};
 use crate::TreeConfig;
@@ -79,7 +79,7 @@ impl<D: Disk> RunWriter<D> {
     }
 
     /// Appends an event. Internal keys rise.
-    pub(crate) fn add(&mut self, internal: &[u8], stored: &Stored) -> Result<(), Error> {
+    pub(crate) fn add(&mut self, internal: &[u8], stored: StoredRef<'_>) -> Result<(), Error> {
         if self.builder.as_ref().is_some_and(TableBuilder::is_full) {
             self.end_table()?;
         }

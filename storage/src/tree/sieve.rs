@@ -15,7 +15,7 @@ use starling_clock::mutation::{self, Mutation};
 use super::history::{Candidate, History, Verdict};
 use super::internal_key;
 use super::run_writer::RunWriter;
-use super::stored::Stored;
+use super::stored::{Stored, StoredRef};
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::event::Action;
@@ -68,7 +68,7 @@ impl Sieve {
     pub(crate) fn pass<D: Disk>(
         &mut self,
         internal: &[u8],
-        stored: &Stored,
+        stored: StoredRef<'_>,
         writer: &mut RunWriter<D>,
         has_older: impl FnOnce(Candidate) -> bool,
     ) -> Result<(), Error> {
@@ -86,12 +86,12 @@ impl Sieve {
         match self.history.judge(candidate, retentions, *now_ms, || has_older(candidate)) {
             Verdict::Keep => {
                 if let Some((key, tombstone)) = self.held.take() {
-                    writer.add(&key, &tombstone)?;
+                    writer.add(&key, tombstone.borrow())?;
                 }
                 writer.add(internal, stored)?;
             }
             Verdict::Hold => {
-                self.held = Some((internal.to_vec(), stored.clone()));
+                self.held = Some((internal.to_vec(), stored.to_stored()));
             }
             Verdict::Drop => {}
         }

@@ -24,14 +24,41 @@ pub(crate) struct Stored {
     pub(crate) payload: Bytes,
 }
 
-impl Stored {
+/// A [`Stored`] whose payload is somewhere else: a flush or a merge copies each once, to where it is going.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StoredRef<'a> {
+    pub(crate) action: Action,
+    pub(crate) request: RequestId,
+    pub(crate) payload: &'a [u8],
+}
+
+impl<'a> StoredRef<'a> {
+    /// From header and payload; `None` if they are not that.
+    pub(crate) fn decode(bytes: &'a [u8]) -> Option<Self> {
+        let (action, request, header) = Stored::decode_header(bytes)?;
+        Some(Self { action, request, payload: &bytes[header..] })
+    }
+
     /// What goes before the payload.
-    pub(crate) fn header(&self) -> [u8; STORED_HEADER_SIZE] {
+    pub(crate) fn header(self) -> [u8; STORED_HEADER_SIZE] {
         let mut header = [0; STORED_HEADER_SIZE];
         header[0] = self.action as u8;
         header[1..9].copy_from_slice(&self.request.client.to_le_bytes());
         header[9..].copy_from_slice(&self.request.sequence.to_le_bytes());
         header
+    }
+
+    /// A copy.
+    pub(crate) fn to_stored(self) -> Stored {
+        let Self { action, request, payload } = self;
+        Stored { action, request, payload: Bytes::copy_from_slice(payload) }
+    }
+}
+
+impl Stored {
+    /// What goes before the payload.
+    pub(crate) fn header(&self) -> [u8; STORED_HEADER_SIZE] {
+        self.borrow().header()
     }
 
     /// Action, request and the size of the header, from header and payload; `None` if they are not that.
@@ -59,6 +86,11 @@ impl Stored {
     pub(crate) fn decode(bytes: &Bytes) -> Option<Self> {
         let (action, request, header) = Self::decode_header(bytes)?;
         Some(Self { action, request, payload: bytes.slice(header..) })
+    }
+
+    /// The same, borrowed.
+    pub(crate) fn borrow(&self) -> StoredRef<'_> {
+        StoredRef { action: self.action, request: self.request, payload: &self.payload }
     }
 
     /// The event; `None` if `internal` is no internal key.

@@ -15,7 +15,7 @@ use starling_clock::Stamp;
 
 use super::Snapshot;
 use super::cursor::{MergeCursor, Source};
-use super::internal_key;
+use super::internal_key::{self, SearchKey};
 use super::memtable::Entry;
 use super::stored::Stored;
 use super::table::{FoundEvent, Table, TableCursor, key_hash};
@@ -289,8 +289,9 @@ impl<D: Disk> TreeView<D> {
         if key.len() > KEY_SIZE_MAX {
             return Ok(None);
         }
-        let target = internal_key::encode(partition, keyspace, key, at);
-        let prefix = internal_key::prefix_of(&target);
+        let target = SearchKey::new(partition, keyspace, key, at);
+        let target = target.as_bytes();
+        let prefix = internal_key::prefix_of(target);
         let hash = key_hash(prefix);
         let mut best: Option<Located<'_, D>> = None;
         for memtable in self.snapshot.memtables() {
@@ -308,7 +309,7 @@ impl<D: Disk> TreeView<D> {
             if at < bounds.stamp_least || !table.spans(partition) {
                 continue;
             }
-            let Some(found) = table.get(&target, hash)? else { continue };
+            let Some(found) = table.get(target, hash)? else { continue };
             if newest.is_none_or(|newest| newest < found.stamp) {
                 best = Some(Located::Table(table, found));
             }

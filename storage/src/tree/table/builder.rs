@@ -21,7 +21,7 @@ use crate::disk::{Disk, DiskFile};
 use crate::error::Error;
 use crate::event::Action;
 use crate::tree::internal_key;
-use crate::tree::stored::Stored;
+use crate::tree::stored::StoredRef;
 use crate::tree::sync_failed;
 
 /// Bytes gathered before they are written.
@@ -114,7 +114,7 @@ impl<D: Disk> TableBuilder<D> {
     ///
     /// # Panics
     /// If `internal` is not above the internal key added before, or none at all.
-    pub(crate) fn add(&mut self, internal: &[u8], stored: &Stored) -> Result<(), Error> {
+    pub(crate) fn add(&mut self, internal: &[u8], stored: StoredRef<'_>) -> Result<(), Error> {
         let header = stored.header();
         let entry = internal.len() + header.len() + stored.payload.len();
         if !self.block.is_empty() && self.config.block_bytes < self.block.size() + entry {
@@ -124,7 +124,7 @@ impl<D: Disk> TableBuilder<D> {
             self.begin_block(internal);
         }
         self.note(internal, stored);
-        self.block.add(internal, &[&header, &stored.payload]);
+        self.block.add(internal, &[&header, stored.payload]);
         Ok(())
     }
 
@@ -157,7 +157,7 @@ impl<D: Disk> TableBuilder<D> {
     }
 
     /// Takes the event into what is told of the table, the section and the partition as a whole.
-    fn note(&mut self, internal: &[u8], stored: &Stored) {
+    fn note(&mut self, internal: &[u8], stored: StoredRef<'_>) {
         let partition = internal_key::partition_of(internal).expect("an internal key");
         let stamp = internal_key::stamp_of(internal).expect("an internal key");
         if self.partition.as_ref().is_none_or(|(current, _)| *current != partition) {

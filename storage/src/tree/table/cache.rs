@@ -108,12 +108,12 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::tree::table::entries::EntriesBuilder;
+    use crate::tree::table::entries::{EntriesBlock, EntriesBuilder};
 
     fn block(size: usize) -> CachedBlock {
         let mut builder = EntriesBuilder::new(1);
         builder.add(b"key", &[&vec![0; size]]);
-        let entries = Entries::new(Bytes::copy_from_slice(builder.finish()));
+        let entries = EntriesBlock::open(Bytes::copy_from_slice(builder.finish()));
         CachedBlock::Entries(entries.expect("just built"))
     }
 

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use super::block::Damaged;
-use super::entries::{Entries, EntriesCursor};
+use super::entries::{Entries, EntriesBlock, EntriesCursor};
 use super::footer::Handle;
 use super::readahead::Readahead;
 use super::reader::{FoundEvent, Table};
@@ -18,7 +18,7 @@ use crate::disk::DiskFile;
 use crate::error::Error;
 use crate::event::Action;
 use crate::tree::internal_key::{self, INTERNAL_KEY_SIZE_MAX, INTERNAL_KEY_SIZE_MIN};
-use crate::tree::stored::Stored;
+use crate::tree::stored::{STORED_HEADER_SIZE, Stored, StoredRef};
 
 /// Walks a table.
 pub(crate) struct TableCursor<F> {
@@ -89,15 +89,28 @@ impl<F: DiskFile> TableCursor<F> {
         self.block.valid().then(|| self.block.key())
     }
 
+    /// What there is of the event beside its internal key.
+    ///
     /// # Errors
     /// [`Error::Corrupt`] if it is not what was written.
     ///
     /// # Panics
     /// If the cursor is on no event.
+    pub(crate) fn borrowed(&self) -> Result<StoredRef<'_>, Error> {
+        let decoded = StoredRef::decode(self.block.value());
+        decoded.ok_or_else(|| self.table.damaged(self.handle))
+    }
+
+    /// The same with a payload of its own.
+    ///
+    /// # Errors
+    /// As [`Self::borrowed`].
+    ///
+    /// # Panics
+    /// As [`Self::borrowed`].
     pub(crate) fn stored(&self) -> Result<Stored, Error> {
-        let decoded = Stored::decode_header(self.block.value());
-        let (action, request, header) = decoded.ok_or_else(|| self.table.damaged(self.handle))?;
-        Ok(Stored { action, request, payload: self.block.value_from(header) })
+        let StoredRef { action, request, .. } = self.borrowed()?;
+        Ok(Stored { action, request, payload: self.block.value_from(STORED_HEADER_SIZE) })
     }
 
     /// The event's action.
@@ -108,8 +121,7 @@ impl<F: DiskFile> TableCursor<F> {
     /// # Panics
     /// If the cursor is on no event.
     pub(crate) fn action(&self) -> Result<Action, Error> {
-        let decoded = Stored::decode_header(self.block.value());
-        decoded.map(|(action, ..)| action).ok_or_else(|| self.table.damaged(self.handle))
+        self.borrowed().map(|stored| stored.action)
     }
 
     /// The internal key of the event and what there is beside it; `None` past the last or the first one.
@@ -139,7 +151,7 @@ impl<F: DiskFile> TableCursor<F> {
     }
 
     fn leave(&mut self) {
-        self.block.reset(Entries::default());
+        self.block.unload();
     }
 
     /// Goes on to the next block while this one is at its end; then checks what it is on.
@@ -205,28 +217,29 @@ impl<F: DiskFile> TableCursor<F> {
     /// Opens a block of the section at hand.
     fn enter_block(&mut self, place: usize) -> Result<(), Error> {
         let (_, section) = self.section.as_ref().expect("a section was entered");
+        let section = Arc::clone(section);
         let handle = *section.index.value(place);
         self.place = place;
         if self.handle != handle || !self.block.is_loaded() {
             self.leave();
             self.handle = handle;
-            let entries = self.read_block()?;
+            let entries = self.read_block(&section)?;
             self.block.reset(entries);
         }
         Ok(())
     }
 
-    fn read_block(&mut self) -> Result<Entries, Error> {
-        let (table, handle) = (&self.table, self.handle);
+    fn read_block(&mut self, section: &Section) -> Result<Entries, Error> {
+        let (table, handle, place) = (&self.table, self.handle, self.place);
         if self.keep
-            && let Some(entries) = table.cached(handle)?
+            && let Some(entries) = table.cached_data(section, place)?
         {
             self.readahead.skip(handle);
             return Ok(entries);
         }
         match self.readahead.read(table, handle)? {
-            Some(contents) => Entries::new(contents).map_err(|_| table.damaged(handle)),
-            None => table.data(handle, self.keep),
+            Some(contents) => EntriesBlock::open(contents).map_err(|_| table.damaged(handle)),
+            None => table.read_data(section, place, self.keep),
         }
     }
 

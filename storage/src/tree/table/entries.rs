@@ -12,6 +12,7 @@
 
 use std::cmp::Ordering;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -97,8 +98,11 @@ impl EntriesBuilder {
 }
 
 /// The contents of a block, ready to be searched. A clone is a reference count.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Entries {
+pub(crate) type Entries = Arc<EntriesBlock>;
+
+/// See [`Entries`].
+#[derive(Debug, Default)]
+pub(crate) struct EntriesBlock {
     bytes: Bytes,
     /// Where the entries end and the list of restart points begins.
     list_start: usize,
@@ -118,8 +122,8 @@ pub(crate) struct Found {
     pub(crate) value: Range<usize>,
 }
 
-impl Entries {
-    pub(crate) fn new(bytes: Bytes) -> Result<Self, Damaged> {
+impl EntriesBlock {
+    pub(crate) fn open(bytes: Bytes) -> Result<Entries, Damaged> {
         let (rest, count) = bytes.split_last_chunk::<4>().ok_or(Damaged)?;
         let restarts = u32::from_le_bytes(*count) as usize;
         let list = restarts.checked_mul(4).ok_or(Damaged)?;
@@ -127,7 +131,7 @@ impl Entries {
         if (restarts == 0) != (list_start == 0) {
             return Err(Damaged);
         }
-        Ok(Self { bytes, list_start, restarts })
+        Ok(Arc::new(Self { bytes, list_start, restarts }))
     }
 
     /// Memory held, in bytes.
@@ -264,6 +268,7 @@ struct Passed {
 #[derive(Debug)]
 pub(crate) struct EntriesCursor {
     entries: Entries,
+    loaded: bool,
     /// Offset of the entry that the cursor is on.
     at: usize,
     valid: bool,
@@ -278,6 +283,7 @@ impl EntriesCursor {
     /// A cursor on no entry: call one of the methods that move it.
     pub(crate) fn new(entries: Entries) -> Self {
         Self {
+            loaded: 0 < entries.restarts,
             entries,
             at: 0,
             valid: false,
@@ -290,12 +296,20 @@ impl EntriesCursor {
 
     /// Whether there are entries to be on.
     pub(crate) fn is_loaded(&self) -> bool {
-        0 < self.entries.restarts
+        self.loaded
     }
 
     /// Goes on with other entries, on none of them.
     pub(crate) fn reset(&mut self, entries: Entries) {
+        self.loaded = 0 < entries.restarts;
         self.entries = entries;
+        self.valid = false;
+        self.passed.clear();
+    }
+
+    /// The entries are no longer those to be on: call [`Self::reset`] before any move.
+    pub(crate) fn unload(&mut self) {
+        self.loaded = false;
         self.valid = false;
         self.passed.clear();
     }
@@ -498,7 +512,7 @@ mod tests {
             builder.add(key, &[value]);
         }
         assert_eq!(builder.size(), builder.bytes.len() + 4 * builder.restarts.len() + 4);
-        Entries::new(Bytes::copy_from_slice(builder.finish())).expect("just built")
+        EntriesBlock::open(Bytes::copy_from_slice(builder.finish())).expect("just built")
     }
 
     fn pair(cursor: &EntriesCursor) -> Option<Pair> {
@@ -587,7 +601,7 @@ mod tests {
             // A list of two restart points, so that most are taken for a block.
             let tail = [[0; 4], restart.to_le_bytes(), 2_u32.to_le_bytes()].concat();
             for bytes in [bytes.clone(), [bytes, tail].concat()] {
-                if let Ok(entries) = Entries::new(bytes.into()) {
+                if let Ok(entries) = EntriesBlock::open(bytes.into()) {
                     let mut cursor = EntriesCursor::new(entries);
                     for step in &steps {
                         let _ = run(&mut cursor, step);

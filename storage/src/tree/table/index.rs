@@ -12,7 +12,7 @@
 use bytes::Bytes;
 
 use super::block::Damaged;
-use super::entries::{Entries, EntriesCursor, common_prefix};
+use super::entries::{EntriesBlock, EntriesCursor, common_prefix};
 
 /// See the file's head. `V` is what lies at or above a lower bound.
 pub(super) struct Index<V> {
@@ -42,7 +42,7 @@ impl<V> Index<V> {
             keys: Vec::new(),
             values: Vec::new(),
         };
-        let mut cursor = EntriesCursor::new(Entries::new(contents)?);
+        let mut cursor = EntriesCursor::new(EntriesBlock::open(contents)?);
         cursor.first()?;
         while cursor.valid() {
             index.keys.extend_from_slice(cursor.key());

@@ -17,6 +17,7 @@ mod partitions;
 mod readahead;
 mod reader;
 mod section;
+mod slot;
 #[cfg(test)]
 mod tests;
 

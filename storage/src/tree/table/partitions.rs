@@ -125,6 +125,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::tree::table::entries::EntriesBlock;
 
     proptest! {
         #[test]
@@ -143,7 +144,7 @@ mod tests {
             for (partition, summary) in &model {
                 builder.add(*partition, summary);
             }
-            let entries = Entries::new(Bytes::copy_from_slice(builder.finish())).expect("just built");
+            let entries = EntriesBlock::open(Bytes::copy_from_slice(builder.finish())).expect("just built");
             for probe in probes {
                 let found = find(&entries, probe).expect("sound");
                 prop_assert_eq!(found.as_ref(), model.get(&probe));
@@ -154,7 +155,7 @@ mod tests {
 
         #[test]
         fn garbage_is_refused_or_read(bytes in prop::collection::vec(0..50_u8, 0..120), probe: u32) {
-            if let Ok(entries) = Entries::new(bytes.into()) {
+            if let Ok(entries) = EntriesBlock::open(bytes.into()) {
                 let _ = find(&entries, probe);
                 let _ = list(entries);
             }

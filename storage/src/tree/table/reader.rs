@@ -16,11 +16,12 @@ use starling_clock::Stamp;
 use super::block::{self, Damaged, Kind};
 use super::cache::{BlockCache, CachedBlock};
 use super::cursor::TableCursor;
-use super::entries::{Entries, Found};
+use super::entries::{Entries, EntriesBlock, Found};
 use super::footer::{Bounds, FOOTER_SIZE, Footer, FooterError, Handle, VERSION};
 use super::index::Index;
 use super::partitions::{self, PartitionSummary};
 use super::section::{Section, SectionHandle};
+use super::slot::Slot;
 use crate::disk::{Disk, DiskFile};
 use crate::error::Error;
 use crate::tree::internal_key;
@@ -53,6 +54,8 @@ pub(crate) struct Table<F> {
     pub(super) file: F,
     bounds: Bounds,
     sections: Index<SectionHandle>,
+    /// Each of the sections.
+    slots: Box<[Slot<Section>]>,
     /// The least key above all keys.
     upper: Box<[u8]>,
     /// Where the list of sections begins: data ends before.
@@ -92,6 +95,7 @@ impl<F: DiskFile> Table<F> {
             path,
             file,
             bounds: footer.bounds,
+            slots: Slot::list(sections.len()),
             sections,
             upper,
             sections_at: footer.sections,
@@ -125,7 +129,11 @@ impl<F: DiskFile> Table<F> {
 
     /// Memory held while it is open, in bytes.
     pub(crate) fn pinned_bytes(&self) -> usize {
-        self.sections.size() + self.upper.len() + self.path.len() + size_of::<Self>()
+        self.sections.size()
+            + size_of_val(&*self.slots)
+            + self.upper.len()
+            + self.path.len()
+            + size_of::<Self>()
     }
 
     /// Whether it has events of this partition, or may.
@@ -168,7 +176,10 @@ impl<F: DiskFile> Table<F> {
         }
         let place = section.index.floor(target);
         let handle = *section.index.value(place);
-        let block = self.data(handle, true)?;
+        let block = match self.cached_data(&section, place)? {
+            Some(block) => block,
+            None => self.read_data(&section, place, true)?,
+        };
         if let Some(found) = block.find(target).map_err(|_| self.damaged(handle))? {
             if !block.begins_with(&found, target, prefix.len()) {
                 return Ok(None);
@@ -196,7 +207,7 @@ impl<F: DiskFile> Table<F> {
         if !self.spans(partition) {
             return Ok(None);
         }
-        let entries = self.entries(self.partitions, Kind::Partitions, true)?;
+        let entries = self.entries(self.partitions, Kind::Partitions)?;
         partitions::find(&entries, partition).map_err(|_| self.damaged(self.partitions))
     }
 
@@ -205,7 +216,7 @@ impl<F: DiskFile> Table<F> {
     /// # Errors
     /// [`Error::Corrupt`] or [`Error::Io`] if that can't be read.
     pub(crate) fn summaries(&self) -> Result<Vec<(u32, PartitionSummary)>, Error> {
-        let entries = self.entries(self.partitions, Kind::Partitions, true)?;
+        let entries = self.entries(self.partitions, Kind::Partitions)?;
         partitions::list(entries).map_err(|_| self.damaged(self.partitions))
     }
 
@@ -239,9 +250,16 @@ impl<F: DiskFile> Table<F> {
 
     /// The section of this number; `keep`: whether it stays in the cache.
     pub(super) fn section(&self, number: usize, keep: bool) -> Result<Arc<Section>, Error> {
+        let slot = &self.slots[number];
+        if let Some(section) = slot.get() {
+            return Ok(section);
+        }
         let at = *self.sections.value(number);
         match self.cache.get(self.number, at.filter.offset) {
-            Some(CachedBlock::Section(section)) => return Ok(section),
+            Some(CachedBlock::Section(section)) => {
+                slot.found(&section);
+                return Ok(section);
+            }
             Some(CachedBlock::Entries(_)) => return Err(self.damaged(at.filter)),
             None => {}
         }
@@ -255,12 +273,43 @@ impl<F: DiskFile> Table<F> {
         if keep {
             let cached = CachedBlock::Section(Arc::clone(&section));
             self.cache.insert(self.number, at.filter.offset, cached);
+            slot.read(&section);
         }
         Ok(section)
     }
 
-    /// The data block at `handle`, if it is in the cache.
-    pub(super) fn cached(&self, handle: Handle) -> Result<Option<Entries>, Error> {
+    /// The data block at `place` of the section, if it is in the cache.
+    pub(super) fn cached_data(
+        &self,
+        section: &Section,
+        place: usize,
+    ) -> Result<Option<Entries>, Error> {
+        let slot = &section.slots[place];
+        if let Some(entries) = slot.get() {
+            return Ok(Some(entries));
+        }
+        let cached = self.cached(*section.index.value(place))?;
+        if let Some(entries) = &cached {
+            slot.found(entries);
+        }
+        Ok(cached)
+    }
+
+    /// The data block at `place` of the section, from the file; `keep`: whether it stays in the cache.
+    pub(super) fn read_data(
+        &self,
+        section: &Section,
+        place: usize,
+        keep: bool,
+    ) -> Result<Entries, Error> {
+        let entries = self.read(*section.index.value(place), Kind::Data, keep)?;
+        if keep {
+            section.slots[place].read(&entries);
+        }
+        Ok(entries)
+    }
+
+    fn cached(&self, handle: Handle) -> Result<Option<Entries>, Error> {
         match self.cache.get(self.number, handle.offset) {
             Some(CachedBlock::Entries(entries)) => Ok(Some(entries)),
             Some(CachedBlock::Section(_)) => Err(self.damaged(handle)),
@@ -268,17 +317,17 @@ impl<F: DiskFile> Table<F> {
         }
     }
 
-    /// The data block at `handle`; `keep`: whether it stays in the cache.
-    pub(super) fn data(&self, handle: Handle, keep: bool) -> Result<Entries, Error> {
-        self.entries(handle, Kind::Data, keep)
+    /// The block at `handle`, from the cache or the file.
+    fn entries(&self, handle: Handle, kind: Kind) -> Result<Entries, Error> {
+        match self.cached(handle)? {
+            Some(entries) => Ok(entries),
+            None => self.read(handle, kind, true),
+        }
     }
 
-    fn entries(&self, handle: Handle, kind: Kind, keep: bool) -> Result<Entries, Error> {
-        if let Some(entries) = self.cached(handle)? {
-            return Ok(entries);
-        }
+    fn read(&self, handle: Handle, kind: Kind, keep: bool) -> Result<Entries, Error> {
         let contents = read_block(&self.file, &self.path, self.size, handle, kind)?;
-        let entries = Entries::new(contents).map_err(|_| self.damaged(handle))?;
+        let entries = EntriesBlock::open(contents).map_err(|_| self.damaged(handle))?;
         if keep {
             self.cache.insert(self.number, handle.offset, CachedBlock::Entries(entries.clone()));
         }

@@ -6,8 +6,10 @@
 
 use super::block::Damaged;
 use super::bloom::Bloom;
+use super::entries::EntriesBlock;
 use super::footer::Handle;
 use super::index::Index;
+use super::slot::Slot;
 
 /// Where a section's filter and index lie. The one follows the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +43,8 @@ impl SectionHandle {
 pub(crate) struct Section {
     pub(super) filter: Bloom,
     pub(super) index: Index<Handle>,
+    /// The data block of each place of the index.
+    pub(super) slots: Box<[Slot<EntriesBlock>]>,
 }
 
 impl Section {
@@ -50,11 +54,12 @@ impl Section {
     /// [`Damaged`] if the index is none.
     pub(super) fn new(filter: bytes::Bytes, index: bytes::Bytes) -> Result<Self, Damaged> {
         let index = Index::new(index, Handle::from_bytes)?;
-        Ok(Self { filter: Bloom::from_bytes(filter), index })
+        let slots = Slot::list(index.len());
+        Ok(Self { filter: Bloom::from_bytes(filter), index, slots })
     }
 
     /// Memory held, in bytes.
     pub(super) fn size(&self) -> usize {
-        self.filter.bytes().len() + self.index.size()
+        self.filter.bytes().len() + self.index.size() + size_of_val(&*self.slots)
     }
 }

@@ -46,7 +46,7 @@ fn write(disk: &SimDisk, rows: &Rows, config: &TreeConfig) -> u64 {
     disk.create_dir("t").unwrap();
     let mut builder = TableBuilder::create(disk, "t", 7, config).unwrap();
     for (key, stored) in rows {
-        builder.add(key, stored).unwrap();
+        builder.add(key, stored.borrow()).unwrap();
     }
     builder.finish().unwrap()
 }
@@ -209,7 +209,7 @@ fn thousand() -> Rows {
 fn memory_of_an_open_table_is_its_list_of_sections() {
     let table = built(&thousand(), &tiny(128), 1 << 20);
     assert!(10 < table.pinned_bytes() / 80, "there are several sections");
-    assert!(table.pinned_bytes() < 10_000);
+    assert!(table.pinned_bytes() < 13_000);
 }
 
 #[test]
