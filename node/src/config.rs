@@ -554,7 +554,8 @@ impl Config {
 
     fn validate_storage(&self) -> Result<(), ConfigError> {
         let storage = &self.storage;
-        range("storage.memtable_bytes", storage.memtable_bytes, 64 << 10, 1 << 36)?;
+        let memtable_bytes_max = starling_storage::MEMTABLE_BYTES_LIMIT as u64;
+        range("storage.memtable_bytes", storage.memtable_bytes, 64 << 10, memtable_bytes_max)?;
         range("storage.cache_bytes", storage.cache_bytes, 0, 1 << 40)?;
         range("storage.changes_age_ms_max", storage.changes_age_ms_max, 1_000, i64::MAX as u64)?;
         range("storage.changes_bytes_max", storage.changes_bytes_max, 64 << 10, i64::MAX as u64)?;
@@ -701,6 +702,7 @@ mod tests {
             ("cluster.members", "nonsense", "is not a member"),
             ("storage.interval_ms", "0", "storage.interval_ms is 0"),
             ("storage.memtable_bytes", "-1", "storage.memtable_bytes"),
+            ("storage.memtable_bytes", "17179869185", "to 17179869184"),
             ("limits.payload_size_max", "99999999999", "from 1 to 67108864"),
             ("clock.bound_window_ms", "501", "from 1 to 500"),
             ("gossip.probe_timeout_ms", "501", "from 5 to 500"),

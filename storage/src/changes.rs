@@ -188,7 +188,7 @@ impl<D: Disk> ChangeLog<D> {
         ChangeReader { log: self.log.reader(), stamps: Arc::clone(&self.stamps) }
     }
 
-    /// The change that this event was, if it was applied here and retention has not passed it. Costs a few small reads for
+    /// The latest change that this event was, if it was applied here and retention has not passed it. Costs a few small reads for
     /// each segment whose bounds of stamps have it.
     ///
     /// # Errors
@@ -207,7 +207,9 @@ impl<D: Disk> ChangeLog<D> {
         }
         let reader = self.reader();
         let (_, end) = reader.range();
-        for sequence in candidates {
+        // The latest: it may have been applied again after its partition was dropped.
+        candidates.sort_unstable();
+        for sequence in candidates.into_iter().rev() {
             // What is not published yet cannot be read; equal hashes have to do.
             if sequence >= end || reader.read(sequence, 1, 1)?.iter().any(|c| c.event.id() == id) {
                 return Ok(Some(sequence));

@@ -7,13 +7,16 @@ use starling_clock::Stamp;
 use crate::KeyspaceId;
 use crate::event::PAYLOAD_SIZE_LIMIT;
 
+/// The largest memtable, in bytes: half of what its arena has numbers for.
+pub const MEMTABLE_BYTES_LIMIT: usize = 16 << 30;
+
 /// Settings of one node's storage.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The largest payload that is taken, in bytes. Larger lets one write hold up others for longer.
     pub payload_size_max: usize,
     /// A memtable this large, in bytes, is frozen and flushed. Larger means fewer merges, more memory (up to
-    /// twice this) and a longer recovery.
+    /// twice this) and a longer recovery. At most [`MEMTABLE_BYTES_LIMIT`].
     pub memtable_bytes_max: usize,
     /// A segment of the write-ahead log this large, in bytes, is ended even if the memtable is not full.
     pub wal_segment_bytes_max: u64,
@@ -59,7 +62,7 @@ impl Config {
     /// If a setting makes no sense.
     pub(crate) fn check(&self) {
         assert!(self.payload_size_max <= PAYLOAD_SIZE_LIMIT);
-        assert!(0 < self.memtable_bytes_max);
+        assert!(0 < self.memtable_bytes_max && self.memtable_bytes_max <= MEMTABLE_BYTES_LIMIT);
         assert!(0 < self.wal_segment_bytes_max);
         assert!(0 < self.change_segment_bytes_max);
         assert!(0 < self.hint_segment_bytes_max);
@@ -167,5 +170,11 @@ impl Retentions {
         self.revision += 1;
         let known = self.tombstone_floors.entry(partition).or_insert(Stamp::ZERO);
         *known = floor.max(*known);
+    }
+
+    /// The partition is dropped: what comes of it again begins without a floor.
+    pub(crate) fn forget_tombstone_floor(&mut self, partition: u32) {
+        self.revision += 1;
+        self.tombstone_floors.remove(&partition);
     }
 }

@@ -34,7 +34,7 @@ mod varint;
 mod view;
 mod wal;
 
-pub use config::{Config, HistoryRetention, Retentions, TreeConfig};
+pub use config::{Config, HistoryRetention, MEMTABLE_BYTES_LIMIT, Retentions, TreeConfig};
 pub use disk::{
     CrashMode, Disk, DiskFile, Fault, OsDisk, OsFile, OsLock, SimDisk, SimFile, SimLock,
 };

@@ -317,7 +317,11 @@ fn record_json(record: &DumpRecord) -> Value {
         DumpRecord::Manifest { flushed, next_table } => {
             json!({ "flushed": flushed, "next_table": next_table })
         }
+        DumpRecord::Dropped { partition, up_to, changes } => {
+            json!({ "dropped": partition, "up_to": up_to, "changes": changes })
+        }
         DumpRecord::Table(table) => table_json(table),
+        DumpRecord::Hidden { table, partition } => json!({ "table": table, "hidden": partition }),
         DumpRecord::TableEvent { table, event } => with(json!({ "table": table }), event),
         DumpRecord::WalEvent { number, change } => {
             let head = json!({

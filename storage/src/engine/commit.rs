@@ -96,6 +96,12 @@ impl<D: Disk> Storage<D> {
         {
             return Ok(());
         }
+        self.make_place(now_ms)?;
+        self.roll()
+    }
+
+    /// Makes sure that another memtable may wait for its flush.
+    pub(super) fn make_place(&mut self, now_ms: u64) -> Result<(), Error> {
         while self.tree.frozen() >= FROZEN_MAX {
             if self.helped {
                 return Err(Error::Busy { waiting: self.tree.frozen() });
@@ -108,15 +114,22 @@ impl<D: Disk> Storage<D> {
                 }
             }
         }
-        self.roll()
+        Ok(())
     }
 
     pub(super) fn roll(&mut self) -> Result<(), Error> {
         if !self.wal.active_has_records() {
             return Ok(());
         }
+        self.rotate_tree()
+    }
+
+    /// Ends the memtable, and the segment of the log if it has records.
+    pub(super) fn rotate_tree(&mut self) -> Result<(), Error> {
         self.sync()?;
-        self.wal.roll()?;
+        if self.wal.active_has_records() {
+            self.wal.roll()?;
+        }
         self.tree.rotate(self.wal.last());
         Ok(())
     }
@@ -185,7 +198,7 @@ impl<D: Disk> Storage<D> {
             if !below {
                 return Ok(Outcome::Applied { sequence, newest: true, previous });
             }
-            return Ok(match (self.changes.find(id)?, mode) {
+            return Ok(match (self.published(event)?, mode) {
                 (Some(_), _) => Outcome::Duplicate,
                 (None, Mode::Direct) => Outcome::Superseded { newest: floor },
                 (None, Mode::Copy) => Outcome::BelowFloor { floor },
@@ -198,7 +211,7 @@ impl<D: Disk> Storage<D> {
         let known =
             newest == event.stamp || batch.contains(&id) || view.contains(event.partition, id)?;
         // Retention may have dropped it from the tree; it is not to be published again.
-        if known || self.changes.find(id)?.is_some() {
+        if known || self.published(event)?.is_some() {
             if provenance == Provenance::Hint && mutation::is(Mutation::HintTwice) {
                 return Ok(Outcome::Applied { sequence, newest: false, previous });
             }
@@ -212,6 +225,13 @@ impl<D: Disk> Storage<D> {
             "a direct write is superseded, or the newest itself"
         );
         Ok(Outcome::Applied { sequence, newest: false, previous })
+    }
+
+    /// The change that this event was, if retention has not passed it and its partition was not dropped since.
+    fn published(&self, event: &Event) -> Result<Option<u64>, Error> {
+        let dropped = self.tree.dropped().get(&event.partition);
+        let first = dropped.map_or(0, |dropped| dropped.changes);
+        Ok(self.changes.find(event.id())?.filter(|sequence| first <= *sequence))
     }
 
     /// The commit is in the log: makes it readable, and hands it to the logs that follow.

@@ -29,7 +29,7 @@ use crate::hints::Hints;
 use crate::identity;
 use crate::log::write_failed;
 use crate::state::State;
-use crate::tree::Tree;
+use crate::tree::{Dropped, Tree};
 use crate::types::CLUSTER_NAME_SIZE_MAX;
 use crate::wal::Wal;
 use crate::{
@@ -214,6 +214,30 @@ impl<D: Disk> Storage<D> {
     /// goes back. Over a restart as much of it is kept as tombstones were dropped under.
     pub fn set_tombstone_floor(&mut self, partition: u32, floor: Stamp) {
         self.retentions.set_tombstone_floor(partition, floor);
+    }
+
+    /// Forgets all events of `partition`, of all keyspaces, and its tombstone floor: this node is no longer home to it. Durable
+    /// when it returns, and done by one small write; the room is free as merges come by. What is applied afterwards is kept,
+    /// an event that was here before too, which is then published again. The change log keeps what it has. Reads that are
+    /// under way may find the partition in part. `now_ms` is milliseconds since the Unix epoch.
+    ///
+    /// # Errors
+    /// [`Error::Full`], [`Error::Busy`], [`Error::Io`]: nothing was forgotten. [`Error::WriteFailed`]: it was, or not;
+    /// a restart tells. [`Error::Poisoned`]: it was so before.
+    pub fn drop_partition(&mut self, partition: u32, now_ms: u64) -> Result<(), Error> {
+        self.check_poison()?;
+        if self.tree.is_active(partition) {
+            self.make_place(now_ms)?;
+            let result = self.rotate_tree();
+            self.poison_on(result)?;
+        }
+        // The log must not end before what is said to be gone: its numbers would be given to others.
+        self.sync()?;
+        let dropped = Dropped { up_to: self.wal.last(), changes: self.changes.next() };
+        let result = self.tree.drop_partition(partition, dropped);
+        self.poison_on(result)?;
+        self.retentions.forget_tombstone_floor(partition);
+        Ok(())
     }
 
     /// Merges all tables into one run by and by, so that what may go goes.

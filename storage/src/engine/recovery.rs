@@ -3,6 +3,7 @@
 //! Invariants:
 //!
 //! - The change log gets what it misses and nothing else.
+//! - Nothing comes back that was dropped with its partition.
 //! - No memtable grows beyond `memtable_bytes_max` by more than an event, however long the log is.
 //! - Events come to a memtable all at once, when it is full or the log ends: sorted they need no search.
 
@@ -14,7 +15,7 @@ use super::WAL_DIR;
 use crate::changes::ChangeLog;
 use crate::hints::Hints;
 use crate::state::State;
-use crate::tree::{Bulk, Tree};
+use crate::tree::{Bulk, Tree, is_dropped};
 use crate::wal::WalRecordRef;
 use crate::{Disk, Error, Lsn};
 
@@ -51,7 +52,9 @@ impl<D: Disk> Recovery<D> {
                     self.changes.stage(event.id(), change);
                 }
                 self.last_change = Some(sequence);
-                if self.tree.flushed() < lsn {
+                if self.tree.flushed() < lsn
+                    && !is_dropped(self.tree.dropped(), event.partition, lsn)
+                {
                     let bulk = self.bulk.get_or_insert_with(|| self.tree.bulk());
                     bulk.add(&event);
                     if self.memtable_bytes_max <= bulk.bytes() {
@@ -91,7 +94,7 @@ impl<D: Disk> Recovery<D> {
     pub(super) fn finish(&mut self, last: Lsn) -> Result<(), Error> {
         self.fill_memtable();
         let lost = "the end of the log is missing: later files know of it";
-        if last < self.tree.flushed() || last < self.state.up_to {
+        if last < self.tree.log_end() || last < self.state.up_to {
             return Err(Error::corrupt(WAL_DIR, 0, lost));
         }
         if self.changes.next() < self.state.changes {

@@ -135,8 +135,25 @@ pub enum DumpRecord {
         /// Number of the next table.
         next_table: u64,
     },
+    /// A partition that was dropped: its events of records up to `up_to` are gone, and so are those of changes before
+    /// `changes`.
+    Dropped {
+        /// Which.
+        partition: u32,
+        /// Record of the write-ahead log.
+        up_to: u64,
+        /// Number of a change.
+        changes: u64,
+    },
     /// A table that the manifest names.
     Table(DumpTable),
+    /// Events of a partition that was dropped, which are still in a table and are not read.
+    Hidden {
+        /// The table's number.
+        table: u64,
+        /// Which partition.
+        partition: u32,
+    },
     /// An event in a table.
     TableEvent {
         /// The table's number.
@@ -255,6 +272,10 @@ fn dump_manifest<D: Disk, E: From<Error>>(disk: &D, sink: Sink<'_, E>) -> Result
     };
     let (flushed, next_table) = (state.flushed.0, state.next_table);
     sink(DumpRecord::Manifest { flushed, next_table })?;
+    for (&partition, dropped) in &state.dropped {
+        let (up_to, changes) = (dropped.up_to.0, dropped.changes);
+        sink(DumpRecord::Dropped { partition, up_to, changes })?;
+    }
     for entry in state.tables.values() {
         let bounds = open_table(disk, TABLES_DIR, *entry).ok().map(|table| {
             let facts = claimed(&table);
@@ -266,6 +287,9 @@ fn dump_manifest<D: Disk, E: From<Error>>(disk: &D, sink: Sink<'_, E>) -> Result
         });
         let (number, run, bytes) = (entry.number, entry.run, entry.size);
         sink(DumpRecord::Table(DumpTable { number, run, bytes, bounds }))?;
+    }
+    for (table, partition) in state.hidden {
+        sink(DumpRecord::Hidden { table, partition })?;
     }
     Ok(())
 }

@@ -141,11 +141,11 @@ fn small_files<D: Disk>(
 
 /// What the files say of each other.
 fn between(report: &mut Report, facts: &mut Facts) {
-    let flushed = facts.manifest.as_ref().map_or(0, |manifest| manifest.flushed.0);
+    let manifest = facts.manifest.as_ref().map_or(0, |manifest| manifest.log_end().0);
     let state = facts.state.clone().unwrap_or_default();
     if let Some(wal) = facts.wal.extent {
         let last = wal.next - 1;
-        for (file, number) in [(tables::MANIFEST, flushed), ("state", state.up_to.0)] {
+        for (file, number) in [(tables::MANIFEST, manifest), ("state", state.up_to.0)] {
             if last < number && !facts.wal.damaged {
                 let what = format!("it ends at record {last}, {file} knows of record {number}");
                 report.damaged(logs::WAL_DIR, 0, what, "the node does not start");

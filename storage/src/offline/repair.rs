@@ -23,6 +23,7 @@ use crate::state::{HintMark, State};
 use crate::tree::inspect::{
     ManifestState, internal_key_of, replace_manifest, table_path, write_run,
 };
+use crate::tree::is_dropped;
 use crate::wal::WalRecord;
 use crate::{Disk, Error, Event, Identity, Lsn, identity};
 
@@ -288,6 +289,8 @@ impl Plan {
         let mut manifest = self.facts.manifest.clone().unwrap_or_default();
         let sound = self.facts.sound.values().map(|(entry, _)| (entry.number, *entry));
         manifest.tables = sound.collect();
+        let ManifestState { tables, hidden, .. } = &mut manifest;
+        hidden.retain(|(table, _)| tables.contains_key(table));
         manifest.flushed = Lsn(flushed);
         // A repair that was cut short may have left tables that nobody names.
         let unused = self.facts.table_greatest.saturating_add(1);
@@ -324,7 +327,7 @@ impl Plan {
         }
         self.salvage_after = Some(after);
         let (next, bound) = self.facts.wal.extent.map_or((1, 1), |wal| (wal.next, wal.bound));
-        let manifest = self.facts.manifest.as_ref().map_or(0, |manifest| manifest.flushed.0);
+        let manifest = self.facts.manifest.as_ref().map_or(0, |manifest| manifest.log_end().0);
         let known = manifest.max(state.up_to.0);
         if bound <= known {
             self.lose("the end of the write-ahead log", WAL_DIR, |loss| {
@@ -541,6 +544,7 @@ impl Plan {
 fn salvage<D: Disk>(disk: &Arc<D>, after: u64, manifest: &mut ManifestState) -> Result<(), Error> {
     let mut events: BTreeMap<Vec<u8>, Event> = BTreeMap::new();
     let (mut bytes, mut failed) = (0, None);
+    let dropped = manifest.dropped.clone();
     let mut flush = |events: &mut BTreeMap<Vec<u8>, Event>| {
         if !events.is_empty() {
             write_run(disk, TABLES_DIR, manifest, events)?;
@@ -550,7 +554,8 @@ fn salvage<D: Disk>(disk: &Arc<D>, after: u64, manifest: &mut ManifestState) -> 
     };
     walk_wal(&**disk, |found| {
         let Found::Record(number, WalRecord::Event { event, .. }) = found else { return };
-        if number <= after || failed.is_some() {
+        let gone = is_dropped(&dropped, event.partition, Lsn(number));
+        if number <= after || gone || failed.is_some() {
             return;
         }
         bytes += event.encoded_len();

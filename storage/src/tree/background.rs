@@ -37,6 +37,8 @@ pub(super) struct Install<D: Disk> {
     written: Written<D>,
     /// Set by a flush: the memtable goes.
     flushed: Option<Lsn>,
+    /// How many partitions had been dropped when the job was begun.
+    drops: u64,
 }
 
 impl<D: Disk> Tree<D> {
@@ -57,7 +59,7 @@ impl<D: Disk> Tree<D> {
         }
         if !self.obsolete.is_empty() {
             let task = Task::Remove(std::mem::take(&mut self.obsolete));
-            return Some(Job::new(Arc::clone(&self.space), task));
+            return Some(Job::new(Arc::clone(&self.space), task, self.drops_count));
         }
         self.begin_flush(now_ms, retentions).or_else(|| self.begin_merge(now_ms, retentions))
     }
@@ -81,7 +83,10 @@ impl<D: Disk> Tree<D> {
         self.guarded(Self::install)
     }
 
-    fn guarded<T>(&mut self, act: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
+    pub(super) fn guarded<T>(
+        &mut self,
+        act: impl FnOnce(&mut Self) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         if self.poisoned {
             return Err(Error::Poisoned);
         }
@@ -131,7 +136,7 @@ impl<D: Disk> Tree<D> {
         self.flushing = true;
         let writer = RunWriter::new(Arc::clone(&self.space));
         let flush = Flush::new(Arc::clone(memtable), *up_to, terms(now_ms, retentions), writer);
-        Some(Job::new(Arc::clone(&self.space), Task::Flush(flush)))
+        Some(Job::new(Arc::clone(&self.space), Task::Flush(flush), self.drops_count))
     }
 
     fn begin_merge(&mut self, now_ms: u64, retentions: &Retentions) -> Option<Job<D>> {
@@ -164,17 +169,18 @@ impl<D: Disk> Tree<D> {
         self.merging.extend(&pick.runs);
         let writer = RunWriter::new(Arc::clone(&self.space));
         let merge = Merge::new(&self.snapshot, pick, terms(now_ms, retentions), writer);
-        Some(Job::new(Arc::clone(&self.space), Task::Merge(merge)))
+        Some(Job::new(Arc::clone(&self.space), Task::Merge(merge), self.drops_count))
     }
 
     /// Takes the job's result over, to be installed, or makes room for another try.
     fn take_back(&mut self, job: Job<D>) -> Result<(), Error> {
+        let drops = job.drops;
         let (task, outcome) = job.end();
         match (task, outcome) {
             (Task::Flush(flush), Some(Ok(written))) => {
                 let flushed = Some(flush.up_to);
                 let (removed, pick) = (Vec::new(), Pick::default());
-                self.installs.push_back(Install { removed, pick, written, flushed });
+                self.installs.push_back(Install { removed, pick, written, flushed, drops });
                 Ok(())
             }
             (Task::Flush(flush), outcome) => {
@@ -184,7 +190,8 @@ impl<D: Disk> Tree<D> {
             }
             (Task::Merge(merge), Some(Ok(written))) => {
                 let Merge { inputs: removed, pick, .. } = merge;
-                self.installs.push_back(Install { removed, pick, written, flushed: None });
+                let flushed = None;
+                self.installs.push_back(Install { removed, pick, written, flushed, drops });
                 Ok(())
             }
             (Task::Merge(merge), outcome) => {
@@ -221,13 +228,15 @@ impl<D: Disk> Tree<D> {
     fn install(&mut self) -> Result<bool, Error> {
         let mut did = false;
         while let Some(install) = self.installs.front() {
-            let edit = Edit {
+            let mut edit = Edit {
                 flushed: install.flushed.unwrap_or(self.manifest.state().flushed),
                 next_table: self.space.numbers.next(),
                 removed: install.removed.clone(),
                 added: install.written.entries.clone(),
                 floors: install.written.floors.clone(),
+                ..Edit::default()
             };
+            self.hide_dropped(install.drops, &install.written.tables, &mut edit);
             self.manifest.append(&*self.space.disk, &edit)?;
             let install = self.installs.pop_front().expect("just seen");
             if install.flushed.is_some() {
@@ -243,6 +252,7 @@ impl<D: Disk> Tree<D> {
             self.publish(Arc::clone(&self.snapshot.active), Arc::new(version));
             did = true;
         }
+        self.forget_drops();
         Ok(did)
     }
 

@@ -4,10 +4,12 @@
 //!
 //! - Of the memtable's events those are left out that the history retention lets go; the newest of each key is
 //!   written, and so is every tombstone that it keeps: only merges drop those.
+//! - What was dropped with its partition is left out.
 //! - The memtable stays readable until its tables are in the manifest.
 
 use std::sync::Arc;
 
+use super::internal_key;
 use super::memtable::Memtable;
 use super::run_writer::{RunWriter, Written};
 use super::sieve::{Sieve, Terms};
@@ -44,6 +46,12 @@ impl<D: Disk> Flush<D> {
         };
         let mut done = 0;
         while let Some(internal) = cursor.key() {
+            let partition = internal_key::partition_of(internal).expect("an internal key");
+            if self.memtable.hidden().has(partition) {
+                let Some(next) = partition.checked_add(1) else { break };
+                cursor = self.memtable.seek(&next.to_be_bytes());
+                continue;
+            }
             let stored = cursor.stored();
             done += internal.len() + stored.payload.len();
             // A memtable sees too little to let a tombstone go: as if something older were elsewhere.

@@ -25,6 +25,8 @@ use crate::types::Progress;
 pub struct Job<D: Disk> {
     space: Arc<TableSpace<D>>,
     task: Task<D>,
+    /// How many partitions had been dropped when it was begun.
+    pub(super) drops: u64,
     outcome: Option<Result<Written<D>, Error>>,
 }
 
@@ -48,8 +50,8 @@ impl<D: Disk> std::fmt::Debug for Job<D> {
 }
 
 impl<D: Disk> Job<D> {
-    pub(super) fn new(space: Arc<TableSpace<D>>, task: Task<D>) -> Self {
-        Self { space, task, outcome: None }
+    pub(super) fn new(space: Arc<TableSpace<D>>, task: Task<D>, drops: u64) -> Self {
+        Self { space, task, drops, outcome: None }
     }
 
     /// Whether it writes a memtable to tables: writers wait for that sooner than for anything else.

@@ -6,13 +6,14 @@
 //! - An edit counts once [`Manifest::append`] returned: it is synced by then. Tables that it names were synced
 //!   before, tables that it drops are removed after.
 //! - The floor under which a merge let a tombstone go is in the edit that makes the merge count.
+//! - A partition is dropped by one edit, which names the tables that have events of it at that moment.
 //! - A record that was cut short by a crash is the last one and is cut off. Anything else that does not parse is damage.
 //! - Rewriting makes a new file and renames it: at every instant one whole manifest has the name.
 //!
 //! A flipped bit in the very last record cannot be told from a torn write. It is noticed all the same: the edit's
 //! inputs are gone ([`Error::Missing`]), or the write-ahead log begins after what is flushed, which its owner checks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use starling_clock::Stamp;
 
@@ -60,6 +61,15 @@ pub(crate) struct TableEntry {
     pub(crate) size: u64,
 }
 
+/// When a partition was dropped the last time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Dropped {
+    /// The events of log records up to this are gone.
+    pub(crate) up_to: Lsn,
+    /// So are those of changes before this.
+    pub(crate) changes: u64,
+}
+
 /// A change of the set of tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Edit {
@@ -71,6 +81,10 @@ pub(crate) struct Edit {
     pub(crate) added: Vec<TableEntry>,
     /// Tombstones below these went with this edit, by partition.
     pub(crate) floors: BTreeMap<u32, Stamp>,
+    /// Partitions that are dropped; their floors go with them.
+    pub(crate) dropped: BTreeMap<u32, Dropped>,
+    /// Tables, and partitions in them that were dropped.
+    pub(crate) hidden: BTreeSet<(u64, u32)>,
 }
 
 /// What the edits add up to.
@@ -81,6 +95,10 @@ pub(crate) struct State {
     pub(crate) tables: BTreeMap<u64, TableEntry>,
     /// By partition: a tombstone that was below may be gone, so that nothing at or below may come in again.
     pub(crate) floors: BTreeMap<u32, Stamp>,
+    /// By partition: when it was dropped the last time.
+    pub(crate) dropped: BTreeMap<u32, Dropped>,
+    /// Tables, and partitions in them whose events are gone.
+    pub(crate) hidden: BTreeSet<(u64, u32)>,
 }
 
 impl State {
@@ -91,6 +109,7 @@ impl State {
         }
         for number in &edit.removed {
             self.tables.remove(number)?;
+            self.hidden.retain(|(table, _)| table != number);
         }
         for entry in &edit.added {
             let fresh = entry.number < edit.next_table
@@ -101,9 +120,23 @@ impl State {
             let known = self.floors.entry(*partition).or_insert(*floor);
             *known = (*known).max(*floor);
         }
+        for (partition, dropped) in &edit.dropped {
+            self.floors.remove(partition);
+            self.dropped.insert(*partition, *dropped);
+        }
+        for hidden in &edit.hidden {
+            self.tables.contains_key(&hidden.0).then_some(())?;
+            self.hidden.insert(*hidden);
+        }
         self.flushed = edit.flushed;
         self.next_table = edit.next_table;
         Some(())
+    }
+
+    /// The write-ahead log had records up to this.
+    pub(crate) fn log_end(&self) -> Lsn {
+        let dropped = self.dropped.values().map(|dropped| dropped.up_to);
+        dropped.fold(self.flushed, Lsn::max)
     }
 
     fn snapshot(&self) -> Edit {
@@ -113,6 +146,8 @@ impl State {
             removed: Vec::new(),
             added: self.tables.values().copied().collect(),
             floors: self.floors.clone(),
+            dropped: self.dropped.clone(),
+            hidden: self.hidden.clone(),
         }
     }
 }
@@ -141,10 +176,48 @@ impl Edit {
             out.extend_from_slice(&partition.to_le_bytes());
             out.extend_from_slice(&floor.to_bytes());
         }
+        if !self.dropped.is_empty() || !self.hidden.is_empty() {
+            self.encode_dropped(out);
+        }
         let length = count(out.len() - start - RECORD_HEADER_SIZE);
         out[start + 4..start + 8].copy_from_slice(&length.to_le_bytes());
         let crc = crc32c::crc32c(&out[start + 4..]);
         out[start..start + 4].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    fn encode_dropped(&self, out: &mut Vec<u8>) {
+        let count = |items: usize| u32::try_from(items).expect("fewer than 2^32");
+        out.extend_from_slice(&count(self.dropped.len()).to_le_bytes());
+        out.extend_from_slice(&count(self.hidden.len()).to_le_bytes());
+        for (partition, Dropped { up_to, changes }) in &self.dropped {
+            out.extend_from_slice(&partition.to_le_bytes());
+            out.extend_from_slice(&up_to.0.to_le_bytes());
+            out.extend_from_slice(&changes.to_le_bytes());
+        }
+        for (table, partition) in &self.hidden {
+            out.extend_from_slice(&table.to_le_bytes());
+            out.extend_from_slice(&partition.to_le_bytes());
+        }
+    }
+
+    fn decode_dropped(&mut self, mut payload: &[u8]) -> Option<()> {
+        let dropped = take_u32(&mut payload)? as usize;
+        let hidden = take_u32(&mut payload)? as usize;
+        let wanted = dropped.checked_mul(20)?.checked_add(hidden.checked_mul(12)?)?;
+        if payload.len() != wanted {
+            return None;
+        }
+        for _ in 0..dropped {
+            let partition = take_u32(&mut payload)?;
+            let up_to = Lsn(take_u64(&mut payload)?);
+            self.dropped.insert(partition, Dropped { up_to, changes: take_u64(&mut payload)? });
+        }
+        for _ in 0..hidden {
+            let table = take_u64(&mut payload)?;
+            self.hidden.insert((table, take_u32(&mut payload)?));
+        }
+        let some = 0 < dropped || 0 < hidden;
+        (some && self.dropped.len() == dropped && self.hidden.len() == hidden).then_some(())
     }
 
     /// The edit in the payload of a record whose checksum is good; `None` if it is none.
@@ -156,7 +229,7 @@ impl Edit {
         let floors = take_u32(&mut payload)? as usize;
         let sizes = [removed.checked_mul(8)?, added.checked_mul(24)?, floors.checked_mul(20)?];
         let wanted = sizes.into_iter().try_fold(0_usize, usize::checked_add)?;
-        if payload.len() != wanted {
+        if payload.len() < wanted {
             return None;
         }
         let mut edit = Self { flushed, next_table, ..Self::default() };
@@ -173,6 +246,9 @@ impl Edit {
             let (floor, rest) = payload.split_first_chunk()?;
             payload = rest;
             edit.floors.insert(partition, Stamp::from_bytes(*floor)?);
+        }
+        if !payload.is_empty() {
+            edit.decode_dropped(payload)?;
         }
         (edit.floors.len() == floors).then_some(edit)
     }
@@ -268,7 +344,9 @@ impl<D: Disk> Manifest<D> {
     }
 
     fn is_long(&self) -> bool {
-        let entries = 24 * self.state.tables.len() + 20 * self.state.floors.len();
+        let entries = 24 * self.state.tables.len()
+            + 20 * (self.state.floors.len() + self.state.dropped.len())
+            + 12 * self.state.hidden.len();
         let snapshot = HEADER_SIZE + RECORD_HEADER_SIZE + 28 + entries;
         REWRITE_SIZE.max(4 * snapshot as u64) < self.end
     }

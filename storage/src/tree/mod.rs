@@ -16,8 +16,10 @@
 
 mod background;
 mod cursor;
+mod drop_partition;
 mod flush;
 mod gaps;
+mod hidden;
 mod history;
 pub(crate) mod inspect;
 mod internal_key;
@@ -55,7 +57,9 @@ use run_writer::{TableNumbers, TableSpace};
 use table::{BlockCache, Table};
 use version::Version;
 
+pub(crate) use drop_partition::is_dropped;
 pub use job::Job;
+pub(crate) use manifest::Dropped;
 pub(crate) use memtable::Bulk;
 pub use view::Page;
 pub(crate) use view::{Limits, TreeView};
@@ -72,6 +76,11 @@ pub(crate) struct Snapshot<F> {
 impl<F> Snapshot<F> {
     fn memtables(&self) -> impl Iterator<Item = &Memtable> {
         std::iter::once(&self.active).chain(&self.frozen).map(|memtable| &**memtable)
+    }
+
+    /// Those that may have events of `partition`.
+    fn memtables_of(&self, partition: u32) -> impl Iterator<Item = &Memtable> {
+        self.memtables().filter(move |memtable| !memtable.hidden().has(partition))
     }
 }
 
@@ -120,6 +129,9 @@ pub(crate) struct Tree<D: Disk> {
     picker: Picker,
     /// When nothing was found to merge, and by which revision of the retentions.
     looked: Option<(u64, u64)>,
+    /// Partitions that were dropped while jobs are out that were begun before, each with its number among all drops.
+    drops: Vec<(u64, u32)>,
+    drops_count: u64,
     /// Everything is to be merged once this is flushed.
     merge_all: Option<Lsn>,
     poisoned: bool,
@@ -153,7 +165,11 @@ impl<D: Disk> Tree<D> {
             let place = (entry.number, entry.run, entry.size);
             Table::open(&*disk, dir, place, Arc::clone(&cache)).map(Arc::new)
         };
-        let tables = state.tables.values().map(open).collect::<Result<_, _>>()?;
+        let tables: Vec<_> = state.tables.values().map(open).collect::<Result<_, _>>()?;
+        for table in &tables {
+            let hidden = state.hidden.range((table.number(), 0)..=(table.number(), u32::MAX));
+            hidden.for_each(|(_, partition)| table.hide(*partition));
+        }
         let snapshot = Snapshot {
             active: Arc::default(),
             frozen: Vec::new(),
@@ -179,6 +195,8 @@ impl<D: Disk> Tree<D> {
             unmergeable: BTreeSet::new(),
             picker: Picker::default(),
             looked: None,
+            drops: Vec::new(),
+            drops_count: 0,
             merge_all: None,
             poisoned: false,
         })
@@ -192,6 +210,11 @@ impl<D: Disk> Tree<D> {
     /// Below what tombstones may be gone, by partition.
     pub(crate) fn floors(&self) -> &BTreeMap<u32, Stamp> {
         &self.manifest.state().floors
+    }
+
+    /// The write-ahead log had records up to this.
+    pub(crate) fn log_end(&self) -> Lsn {
+        self.manifest.state().log_end()
     }
 
     /// Puts an event into the active memtable; one that is in it already changes nothing. The event is readable at

@@ -9,6 +9,8 @@
 //! - when tombstones are many and all below the floor, and when versions are many and all past the age limit: these
 //!   come with time, without any write. A run for which that was so when it was made is not tried again.
 //!
+//! A run that is for a good part of partitions that were dropped is written anew without them.
+//!
 //! What it costs, by the test below, which merges at once what is picked; flushes are of 64 MiB, and keys are drawn
 //! evenly. `Writes` is bytes written to tables for each byte flushed, `space` bytes for each that lives.
 //!
@@ -54,6 +56,8 @@ pub(crate) struct Run {
     pub(crate) events: u64,
     pub(crate) keys: u64,
     pub(crate) deletes: u64,
+    /// Events of partitions that were dropped.
+    pub(crate) hidden: u64,
     pub(crate) stamp_greatest: Stamp,
     /// Least and greatest.
     pub(crate) partitions: (u32, u32),
@@ -101,7 +105,14 @@ impl Picker {
         if all && self.pays(runs, retentions, now_ms) {
             return Self::whole(runs, retentions, now_ms);
         }
-        Pick { runs: tier(runs, config), ..Pick::default() }
+        let tier = tier(runs, config);
+        let dropped = |run: &&Run| run.events * MANY_PERCENT <= run.hidden * 100;
+        if tier.is_empty()
+            && let Some(run) = runs.iter().find(dropped)
+        {
+            return Pick { runs: vec![run.number], ..Pick::default() };
+        }
+        Pick { runs: tier, ..Pick::default() }
     }
 
     /// All of the runs.
@@ -213,7 +224,16 @@ mod tests {
     fn run(number: u64, bytes: u64) -> Run {
         let stamp_greatest = stamp(100);
         let events = bytes / 128;
-        Run { number, bytes, events, keys: events, deletes: 0, stamp_greatest, partitions: (0, 9) }
+        Run {
+            number,
+            bytes,
+            events,
+            keys: events,
+            deletes: 0,
+            hidden: 0,
+            stamp_greatest,
+            partitions: (0, 9),
+        }
     }
 
     fn limited(versions_max: Option<u32>, age_ms_max: Option<u64>) -> Retentions {

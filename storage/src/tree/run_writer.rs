@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use starling_clock::Stamp;
 
+use super::internal_key;
 use super::manifest::TableEntry;
 use super::stored::StoredRef;
 use super::sync_failed;
@@ -70,17 +71,21 @@ pub(crate) struct RunWriter<D: Disk> {
     builder: Option<TableBuilder<D>>,
     finished: Vec<TableEntry>,
     run: Option<u64>,
+    /// Of the last event.
+    partition: Option<u32>,
     unsynced: usize,
 }
 
 impl<D: Disk> RunWriter<D> {
     pub(crate) fn new(space: Arc<TableSpace<D>>) -> Self {
-        Self { space, builder: None, finished: Vec::new(), run: None, unsynced: 0 }
+        Self { space, builder: None, finished: Vec::new(), run: None, partition: None, unsynced: 0 }
     }
 
     /// Appends an event. Internal keys rise.
     pub(crate) fn add(&mut self, internal: &[u8], stored: StoredRef<'_>) -> Result<(), Error> {
-        if self.builder.as_ref().is_some_and(TableBuilder::is_full) {
+        let partition = internal_key::partition_of(internal);
+        let partition_ends = std::mem::replace(&mut self.partition, partition) != partition;
+        if self.builder.as_ref().is_some_and(|builder| builder.is_full(partition_ends)) {
             self.end_table()?;
         }
         if self.builder.is_none() {

@@ -53,6 +53,7 @@ fn runs<F: DiskFile>(tables: &[Arc<Table<F>>]) -> Vec<Run> {
             events: 0,
             keys: 0,
             deletes: 0,
+            hidden: 0,
             stamp_greatest: bounds.stamp_greatest,
             partitions: (bounds.partition_least, bounds.partition_greatest),
         });
@@ -60,6 +61,7 @@ fn runs<F: DiskFile>(tables: &[Arc<Table<F>>]) -> Vec<Run> {
         run.events += bounds.events;
         run.keys += bounds.keys;
         run.deletes += bounds.deletes;
+        run.hidden += table.hidden().events();
         run.stamp_greatest = run.stamp_greatest.max(bounds.stamp_greatest);
         run.partitions.0 = run.partitions.0.min(bounds.partition_least);
         run.partitions.1 = run.partitions.1.max(bounds.partition_greatest);

@@ -102,7 +102,7 @@ impl<D: Disk> TreeView<D> {
     /// As [`Self::get`].
     pub(crate) fn contains(&self, partition: u32, id: EventId<'_>) -> Result<bool, Error> {
         let internal = internal_key::encode(partition, id.keyspace, id.key, id.stamp);
-        if self.snapshot.memtables().any(|memtable| memtable.contains(&internal)) {
+        if self.snapshot.memtables_of(partition).any(|memtable| memtable.contains(&internal)) {
             return Ok(true);
         }
         let hash = key_hash(internal_key::prefix_of(&internal));
@@ -207,7 +207,7 @@ impl<D: Disk> TreeView<D> {
     /// As [`Self::get`].
     pub(crate) fn digest(&self, partition: u32) -> Result<Digest, Error> {
         let mut digest = Digest::default();
-        for memtable in self.snapshot.memtables() {
+        for memtable in self.snapshot.memtables_of(partition) {
             digest.combine(memtable.digest(partition));
         }
         for table in self.snapshot.version.tables() {
@@ -294,7 +294,7 @@ impl<D: Disk> TreeView<D> {
         let prefix = internal_key::prefix_of(target);
         let hash = key_hash(prefix);
         let mut best: Option<Located<'_, D>> = None;
-        for memtable in self.snapshot.memtables() {
+        for memtable in self.snapshot.memtables_of(partition) {
             let Some(entry) = memtable.get(prefix, hash, at) else { continue };
             if best.as_ref().is_none_or(|best| best.stamp() < entry.stamp()) {
                 best = Some(Located::Memtable(entry));
@@ -328,7 +328,7 @@ impl<D: Disk> TreeView<D> {
         partition: u32,
         newest: Option<&[u8]>,
     ) -> Result<Vec<Source<'_, D::File>>, Error> {
-        let memtables = self.snapshot.memtables();
+        let memtables = self.snapshot.memtables_of(partition);
         let mut sources: Vec<_> =
             memtables.map(|memtable| Source::Memtable(memtable, memtable.none())).collect();
         let newest = newest.map(|newest| (newest, key_hash(internal_key::prefix_of(newest))));

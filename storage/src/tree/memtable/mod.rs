@@ -31,6 +31,7 @@ use std::sync::Mutex;
 use bytes::Bytes;
 use starling_clock::Stamp;
 
+use super::hidden::Hidden;
 use super::internal_key;
 use super::stored::Stored;
 use super::table::key_hash;
@@ -65,6 +66,7 @@ pub(crate) struct Memtable {
     allocated: AtomicUsize,
     events: AtomicUsize,
     writer: Mutex<Writer>,
+    hidden: Hidden,
 }
 
 /// What became of an insert.
@@ -226,6 +228,11 @@ impl Memtable {
     #[cfg(test)]
     pub(crate) fn events(&self) -> usize {
         self.events.load(Ordering::Relaxed)
+    }
+
+    /// Partitions that were dropped. Reads do not see to that, flushes and who chooses where to read do.
+    pub(crate) fn hidden(&self) -> &Hidden {
+        &self.hidden
     }
 
     /// Count and digest of the partition's events that are here: what a walk over them would give.

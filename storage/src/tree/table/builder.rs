@@ -104,10 +104,11 @@ impl<D: Disk> TableBuilder<D> {
         self.number
     }
 
-    /// Whether it is time to begin another table.
-    pub(crate) fn is_full(&self) -> bool {
+    /// Whether it is time to begin another table; sooner where a partition ends, so that tables tend to end there too.
+    pub(crate) fn is_full(&self, partition_ends: bool) -> bool {
         let bytes = self.written + self.buffer.len() as u64;
-        self.config.table_bytes_max <= bytes || SECTIONS_SIZE_MAX <= self.sections.size()
+        let bytes_max = self.config.table_bytes_max / if partition_ends { 2 } else { 1 };
+        bytes_max <= bytes || SECTIONS_SIZE_MAX <= self.sections.size()
     }
 
     /// Appends an event.

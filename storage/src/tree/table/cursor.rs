@@ -60,6 +60,11 @@ impl<F: DiskFile> TableCursor<F> {
 
     /// Moves to the first event at or after `from`.
     pub(crate) fn reseek(&mut self, from: &[u8]) -> Result<(), Error> {
+        self.move_to(from)?;
+        self.pass_hidden()
+    }
+
+    fn move_to(&mut self, from: &[u8]) -> Result<(), Error> {
         let Some(number) = self.table.section_of(from) else {
             self.leave();
             return Ok(());
@@ -67,7 +72,7 @@ impl<F: DiskFile> TableCursor<F> {
         let section = self.enter_section(number)?;
         self.enter_block(section.index.floor(from))?;
         self.on_block(|block| block.seek(from))?;
-        self.settle_forwards()
+        self.settle()
     }
 
     /// Moves to the last event before `end`.
@@ -154,8 +159,29 @@ impl<F: DiskFile> TableCursor<F> {
         self.block.unload();
     }
 
-    /// Goes on to the next block while this one is at its end; then checks what it is on.
     fn settle_forwards(&mut self) -> Result<(), Error> {
+        self.settle()?;
+        self.pass_hidden()
+    }
+
+    /// Passes over partitions that were dropped, for a merge; who reads one partition does not come here for such a one.
+    fn pass_hidden(&mut self) -> Result<(), Error> {
+        while !self.keep
+            && let Some(partition) = self.key().and_then(internal_key::partition_of)
+        {
+            if !self.table.hidden().has(partition) {
+                break;
+            }
+            match partition.checked_add(1) {
+                Some(next) => self.move_to(&next.to_be_bytes())?,
+                None => self.leave(),
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on to the next block while this one is at its end; then checks what it is on.
+    fn settle(&mut self) -> Result<(), Error> {
         while !self.block.valid() {
             let Some((number, section)) = &self.section else { return Ok(()) };
             if self.place + 1 < section.index.len() {

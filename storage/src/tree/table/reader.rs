@@ -24,6 +24,7 @@ use super::section::{Section, SectionHandle};
 use super::slot::Slot;
 use crate::disk::{Disk, DiskFile};
 use crate::error::Error;
+use crate::tree::hidden::Hidden;
 use crate::tree::internal_key;
 use crate::tree::stored::Stored;
 
@@ -62,6 +63,7 @@ pub(crate) struct Table<F> {
     pub(super) sections_at: Handle,
     partitions: Handle,
     cache: Arc<BlockCache>,
+    hidden: Hidden,
 }
 
 impl<F: DiskFile> Table<F> {
@@ -101,6 +103,7 @@ impl<F: DiskFile> Table<F> {
             sections_at: footer.sections,
             partitions: footer.partitions,
             cache,
+            hidden: Hidden::default(),
         })
     }
 
@@ -136,9 +139,23 @@ impl<F: DiskFile> Table<F> {
             + size_of::<Self>()
     }
 
-    /// Whether it has events of this partition, or may.
+    /// Whether it has events of this partition, or may; none that were dropped count.
     pub(crate) fn spans(&self, partition: u32) -> bool {
-        self.bounds.partition_least <= partition && partition <= self.bounds.partition_greatest
+        self.bounds.partition_least <= partition
+            && partition <= self.bounds.partition_greatest
+            && !self.hidden.has(partition)
+    }
+
+    /// Partitions whose events in it were dropped.
+    pub(crate) fn hidden(&self) -> &Hidden {
+        &self.hidden
+    }
+
+    /// Hides what it has of a partition, which was dropped.
+    pub(crate) fn hide(&self, partition: u32) {
+        // If that can't be read it is merged the later for it.
+        let events = self.summary(partition).ok().flatten().map_or(0, |found| found.digest.events);
+        self.hidden.hide(partition, events);
     }
 
     /// Whether it may have an event of a key at or after `from`, which is an internal key of that key. `hash` is the key's

@@ -113,8 +113,12 @@ fn a_manifest_is_as_documented() {
     Edit { next_table: 1, ..Edit::default() }.encode(1, &mut bytes);
     let added = vec![TableEntry { number: 1, run: 1, size: 400 }];
     let floors = BTreeMap::from([(3, stamp(5))]);
-    let edit = Edit { flushed: Lsn(12), next_table: 2, removed: Vec::new(), added, floors };
+    let edit = Edit { flushed: Lsn(12), next_table: 2, added, floors, ..Edit::default() };
     edit.encode(2, &mut bytes);
+    let dropped = BTreeMap::from([(5, Dropped { up_to: Lsn(20), changes: 18 })]);
+    let hidden = BTreeSet::from([(1, 5)]);
+    let edit = Edit { flushed: Lsn(12), next_table: 2, dropped, hidden, ..Edit::default() };
+    edit.encode(3, &mut bytes);
     assert_example("Manifest", 0, &bytes);
 }
 

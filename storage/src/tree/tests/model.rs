@@ -17,6 +17,7 @@ enum Step {
     Rotate,
     Work(usize),
     Reopen,
+    Drop(u32),
     /// Live keys, pages of so many, as who takes from a queue reads them.
     Live(u32, usize),
 }
@@ -38,6 +39,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(Step::Rotate),
         8 => (1..6_usize).prop_map(Step::Work),
         1 => Just(Step::Reopen),
+        1 => (0..3_u32).prop_map(Step::Drop),
         8 => (0..3_u32, 1..5_usize).prop_map(|(partition, limit)| Step::Live(partition, limit)),
     ]
 }
@@ -89,9 +91,20 @@ impl Pair {
                 self.tree = open(&self.disk);
                 let flushed = usize::try_from(self.tree.flushed().0).expect("small");
                 self.rotated = flushed;
-                for event in &self.log[flushed..] {
-                    self.tree.insert(event);
+                let dropped = self.tree.dropped().clone();
+                for (event, lsn) in self.log.iter().zip(1..).skip(flushed) {
+                    if !is_dropped(&dropped, event.partition, Lsn(lsn)) {
+                        self.tree.insert(event);
+                    }
                 }
+            }
+            Step::Drop(partition) => {
+                if self.tree.is_active(partition) {
+                    self.apply(Step::Rotate);
+                }
+                let dropped = Dropped { up_to: Lsn(self.log.len() as u64), changes: 1 };
+                self.tree.drop_partition(partition, dropped).expect("the disk is fine");
+                self.model.retain(|id, _| id.0 != partition);
             }
         }
     }
