@@ -7,7 +7,7 @@ mod support;
 use starling_clock::Stamp;
 use starling_storage::offline::verify;
 use starling_storage::{
-    Action, Change, CrashMode, Digest, Event, Fault, HistoryRetention, Mode, Order, Outcome,
+    Action, Change, CrashMode, Digest, Event, Fault, HistoryRetention, Job, Mode, Order, Outcome,
     Progress, Provenance, Scan, SimDisk, Storage, Sync, Write,
 };
 use support::*;
@@ -173,7 +173,7 @@ fn jobs_that_are_out_bring_nothing_back() {
         let mut storage = everywhere(&disk);
         storage.request_full_merge();
         let mut jobs: Vec<_> = std::iter::from_fn(|| storage.begin_job(1)).collect();
-        assert!(jobs.iter().any(|job| job.is_flush()));
+        assert!(jobs.iter().any(Job::is_flush));
         for job in &mut jobs {
             for _ in 0..steps {
                 job.step();

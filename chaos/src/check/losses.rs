@@ -4,7 +4,8 @@
 //! - Bits or files of the disk were damaged after the event was written. G14 promises that the damage is not served, not that the
 //!   record is still there. It is an excuse until the disk is replaced, for this node's copies; for events of after the
 //!   damage only if it hit the end of the write-ahead log, and only until the next start: a damaged end cannot be told from a torn one.
-//! - `interval` and the power went, or a sync failed, before the interval had passed (G1: "on disk within that time").
+//! - `interval` and the power went, or a sync failed, before the interval had passed (G1: "on disk within that time"). A process that
+//!   died, or whose sync failed, syncs nothing more until the next start has: the power may also go then.
 //!
 //! Invariants:
 //!
@@ -16,7 +17,7 @@ use std::collections::BTreeMap;
 
 use starling_clock::{NodeId, Stamp};
 
-use crate::history::{Equal, History, IncidentKind};
+use crate::history::{Equal, History, Incident, IncidentKind};
 
 /// G1: with durability `interval` an event is on disk within the node's interval, in microseconds: the default of the product, and
 /// what a sync takes that has to wait for a commit.
@@ -60,7 +61,9 @@ enum Cause {
         events_us: u64,
         until_us: u64,
     },
+    /// What was not on disk at `since_us` was not at `at_us` either.
     Unsynced {
+        since_us: u64,
         at_us: u64,
     },
 }
@@ -90,7 +93,7 @@ impl Losses {
                     Cause::Damaged { at_us, events_us, until_us }
                 }
                 IncidentKind::Crashed { power: true } | IncidentKind::SyncFailed => {
-                    Cause::Unsynced { at_us }
+                    Cause::Unsynced { since_us: syncless_since(history, incident), at_us }
                 }
                 _ => continue,
             };
@@ -129,15 +132,32 @@ impl Losses {
             Cause::Damaged { at_us, events_us, until_us } => {
                 loss.from_us <= events_us && at_us <= end_us && begin_us <= until_us
             }
-            Cause::Unsynced { at_us } => {
-                let acked_us = loss.acked_us.saturating_add(INTERVAL_US);
-                loss.interval && begin_us <= at_us && at_us <= acked_us.min(end_us)
+            Cause::Unsynced { since_us, at_us } => {
+                let synced_us = loss.acked_us.saturating_add(INTERVAL_US);
+                loss.interval && begin_us <= at_us && since_us <= synced_us && at_us <= end_us
             }
         };
         let is_lossy =
             |home: &&NodeId| self.causes.get(home).is_some_and(|causes| causes.iter().any(is_hit));
         homes.iter().filter(is_lossy).count()
     }
+}
+
+/// Since when the node had synced nothing when this befell it: since its process died or its sync failed, if it was not started
+/// again in between.
+fn syncless_since(history: &History, incident: &Incident) -> u64 {
+    let mut since_us = None;
+    for it in history.incidents_of(incident.node).take_while(|it| !std::ptr::eq(*it, incident)) {
+        match it.what {
+            IncidentKind::Crashed { .. } | IncidentKind::SyncFailed => {
+                since_us.get_or_insert(it.at_us);
+            }
+            // A node that was stopped had synced everything.
+            IncidentKind::Started | IncidentKind::Stopped => since_us = None,
+            _ => {}
+        }
+    }
+    since_us.unwrap_or(incident.at_us)
 }
 
 #[cfg(test)]
@@ -203,6 +223,27 @@ mod tests {
         assert_eq!(crashed(2_000, IncidentKind::Crashed { power: false }), 0);
         assert_eq!(crashed(2_000, IncidentKind::Stopped), 0);
         assert_eq!(crashed(2_000, IncidentKind::SyncFailed), 1);
+    }
+
+    #[test]
+    fn who_syncs_nothing_more_may_lose_it_when_the_power_goes_later() {
+        let lost_after = |before: &[(u64, IncidentKind)]| {
+            let mut builder = Builder::new();
+            for (at_us, what) in before {
+                builder.incident(*at_us, 1, what.clone());
+            }
+            let power = IncidentKind::Crashed { power: true };
+            builder.incident(9_000_000, 1, power);
+            lost(&builder, Loss { interval: true, ..loss() }).0
+        };
+        let killed = || (3_000, IncidentKind::Crashed { power: false });
+        assert_eq!(lost_after(&[]), 0, "it was synced meanwhile");
+        assert_eq!(lost_after(&[killed()]), 1);
+        assert_eq!(lost_after(&[(900, IncidentKind::SyncFailed)]), 1, "and still served it");
+        assert_eq!(lost_after(&[killed(), (4_000, IncidentKind::Started)]), 0, "recovery syncs");
+        assert_eq!(lost_after(&[(3_000, IncidentKind::Stopped)]), 0);
+        let late = (2_001 + INTERVAL_US, IncidentKind::Crashed { power: false });
+        assert_eq!(lost_after(&[late]), 0, "it was on disk by then");
     }
 
     #[test]

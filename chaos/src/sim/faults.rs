@@ -190,8 +190,11 @@ impl World {
         target.disk.restart(mode);
         target.life += 1;
         target.crash_mode = CrashMode::LoseUnsynced;
-        if was_running {
+        // The power may go while the node starts, too, before that has synced what the process before had not.
+        if was_running || mode != CrashMode::KeepAll {
             self.incident(node, how);
+        }
+        if was_running {
             for peer in 0..self.nodes.len() {
                 if peer != node {
                     let within_us = if mode == CrashMode::KeepAll { 2_000 } else { 1_000_000 };
