@@ -382,7 +382,7 @@ impl EntriesCursor {
         self.entries.slice(self.value.clone())
     }
 
-    /// The part of the value from `from` on as a value of its own: see [`Entries::value`].
+    /// The part of the value from `from` on as a value of its own: see [`EntriesBlock::value`].
     ///
     /// # Panics
     /// If the cursor is on no entry, or its value is shorter than that.
