@@ -285,16 +285,10 @@ impl Core {
             Phase::Stopped => return None,
         };
         let gossip = self.membership.gossip.poll_timeout().map(|at| Instant(at.0));
-        // Asked for after every input.
-        let mut first = self.flights.poll_timeout();
-        for at in [gossip, dial, self.catch_up_at, self.bound_retry_at, stop] {
-            if let Some(at) = at
-                && first.is_none_or(|first| at < first)
-            {
-                first = Some(at);
-            }
-        }
-        first
+        [self.flights.poll_timeout(), gossip, dial, self.catch_up_at, self.bound_retry_at, stop]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// This node.

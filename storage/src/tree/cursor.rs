@@ -92,25 +92,20 @@ impl<'a, F: DiskFile> MergeCursor<'a, F> {
         assert!(0 < self.live, "the cursor is on an event");
         match &self.sources[0] {
             Source::Memtable(_, cursor) => {
-                let value = cursor.entry().expect("the cursor is on an event").value();
-                Ok(StoredRef::decode(value).expect("it was encoded"))
+                Ok(cursor.entry().expect("the cursor is on an event").stored())
             }
             Source::Table(cursor) => cursor.borrowed(),
         }
     }
 
-    /// The same with a payload of its own.
+    /// The same with a payload of its own, which shares a table's block.
     ///
     /// # Panics
     /// If the cursor is past the last event.
     pub(crate) fn stored(&self) -> Result<Stored, Error> {
-        assert!(0 < self.live, "the cursor is on an event");
-        match &self.sources[0] {
-            Source::Memtable(_, cursor) => {
-                let value = cursor.entry().expect("the cursor is on an event").value();
-                Ok(Stored::copy(value).expect("it was encoded"))
-            }
-            Source::Table(cursor) => cursor.stored(),
+        match self.sources.first() {
+            Some(Source::Table(cursor)) if 0 < self.live => cursor.stored(),
+            _ => self.borrowed().map(StoredRef::to_stored),
         }
     }
 

@@ -45,17 +45,18 @@ impl<D: Disk> Flush<D> {
             None => self.memtable.seek(&[]),
         };
         let mut done = 0;
-        while let Some(internal) = cursor.key() {
+        while let Some(entry) = cursor.entry() {
+            let internal = entry.key();
             let partition = internal_key::partition_of(internal).expect("an internal key");
             if self.memtable.hidden().has(partition) {
                 let Some(next) = partition.checked_add(1) else { break };
                 cursor = self.memtable.seek(&next.to_be_bytes());
                 continue;
             }
-            let stored = cursor.stored();
+            let stored = entry.stored();
             done += internal.len() + stored.payload.len();
             // A memtable sees too little to let a tombstone go: as if something older were elsewhere.
-            self.sieve.pass(internal, stored.borrow(), &mut self.writer, |_| true)?;
+            self.sieve.pass(internal, stored, &mut self.writer, |_| true)?;
             if bytes <= done {
                 self.after = Some(internal.to_vec());
                 return Ok(None);

@@ -228,10 +228,9 @@ pub(crate) use fuzzing::{decode_stored, internal_key_parts, manifest_of_edits};
 
 #[cfg(feature = "fuzzing")]
 mod fuzzing {
-    use bytes::Bytes;
-
-    use super::{Stored, internal_key};
+    use super::internal_key;
     use crate::tree::manifest;
+    use crate::tree::stored::StoredRef;
     use crate::{Disk, DiskFile, KeyspaceId, SimDisk};
     use starling_clock::Stamp;
 
@@ -246,8 +245,8 @@ mod fuzzing {
 
     /// A stored value encodes to what it came from.
     pub(crate) fn decode_stored(data: &[u8]) {
-        if let Some(stored) = Stored::decode(&Bytes::copy_from_slice(data)) {
-            assert_eq!([&stored.header()[..], &stored.payload].concat(), data);
+        if let Some(stored) = StoredRef::decode(data) {
+            assert_eq!([&stored.header()[..], stored.payload].concat(), data);
         }
     }
 

@@ -25,7 +25,7 @@ pub(crate) struct Stored {
 }
 
 /// A [`Stored`] whose payload is somewhere else: a flush or a merge copies each once, to where it is going.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StoredRef<'a> {
     pub(crate) action: Action,
     pub(crate) request: RequestId,
@@ -56,11 +56,6 @@ impl<'a> StoredRef<'a> {
 }
 
 impl Stored {
-    /// What goes before the payload.
-    pub(crate) fn header(&self) -> [u8; STORED_HEADER_SIZE] {
-        self.borrow().header()
-    }
-
     /// Action, request and the size of the header, from header and payload; `None` if they are not that.
     pub(crate) fn decode_header(bytes: &[u8]) -> Option<(Action, RequestId, usize)> {
         let (header, payload) = bytes.split_first_chunk::<STORED_HEADER_SIZE>()?;
@@ -74,18 +69,6 @@ impl Stored {
             sequence: u64::from_le_bytes(*sequence.first_chunk()?),
         };
         Some((Action::from_u8(*action)?, request, STORED_HEADER_SIZE))
-    }
-
-    /// From header and payload, with a copy of the payload; `None` if they are not that.
-    pub(crate) fn copy(bytes: &[u8]) -> Option<Self> {
-        let (action, request, header) = Self::decode_header(bytes)?;
-        Some(Self { action, request, payload: Bytes::copy_from_slice(&bytes[header..]) })
-    }
-
-    /// From header and payload; `None` if they are not that. The payload shares the buffer.
-    pub(crate) fn decode(bytes: &Bytes) -> Option<Self> {
-        let (action, request, header) = Self::decode_header(bytes)?;
-        Some(Self { action, request, payload: bytes.slice(header..) })
     }
 
     /// The same, borrowed.
@@ -120,11 +103,11 @@ mod tests {
         fn key_and_stored_are_the_event(event in any_event()) {
             let key = internal_key::encode(event.partition, event.keyspace, &event.key, event.stamp);
             let stored = Stored { action: event.action, request: event.request, payload: event.payload.clone() };
-            let bytes = Bytes::from([&stored.header()[..], &event.payload].concat());
-            let again = Stored::decode(&bytes).expect("just encoded");
-            prop_assert_eq!(again.into_event(&key), Some(event));
+            let bytes = [&stored.borrow().header()[..], &event.payload].concat();
+            let again = StoredRef::decode(&bytes).expect("just encoded");
+            prop_assert_eq!(again.to_stored().into_event(&key), Some(event));
             for cut in 0..STORED_HEADER_SIZE {
-                prop_assert_eq!(Stored::decode(&bytes.slice(..cut)), None);
+                prop_assert_eq!(StoredRef::decode(&bytes[..cut]), None);
             }
         }
     }

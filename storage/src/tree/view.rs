@@ -369,8 +369,7 @@ impl<D: Disk> Located<'_, D> {
     fn read(self) -> Result<Newest, Error> {
         match self {
             Self::Memtable(entry) => {
-                let stored = Stored::copy(entry.value()).expect("it was encoded");
-                Ok(Newest { stamp: entry.stamp(), stored })
+                Ok(Newest { stamp: entry.stamp(), stored: entry.stored().to_stored() })
             }
             Self::Table(table, found) => {
                 let damaged = || Error::corrupt(table.path(), 0, "an event that is none");

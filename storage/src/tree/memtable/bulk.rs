@@ -13,14 +13,12 @@
 use std::cmp::Ordering as Order;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::arena::{NodeRef, window};
 use super::sync::Ordering;
 use super::{Finger, Group, Leaves, Memtable, Target, Writer, rest_of};
 use crate::event::EventRef;
 use crate::tree::internal_key;
-use crate::tree::stored::Stored;
+use crate::tree::stored::StoredRef;
 use crate::tree::table::key_hash;
 
 /// What an event takes in the index and the leaves, in bytes, about.
@@ -71,8 +69,8 @@ impl Bulk {
         let stamp = event.stamp;
         internal_key::encode_into(&mut key, event.partition, event.keyspace, event.key, stamp);
         let number = self.memtable.group_for(writer, (event.partition, event.keyspace.0));
-        let head = Stored { action: event.action, request: event.request, payload: Bytes::new() };
-        let value = (&head.header()[..], event.payload);
+        let (action, request, payload) = (event.action, event.request, event.payload);
+        let value = (&StoredRef { action, request, payload }.header()[..], payload);
         let (node, taken) = self.memtable.arena.add(&mut writer.bump, &key, value);
         writer.arena_used += taken.used;
         writer.arena_allocated += taken.allocated;

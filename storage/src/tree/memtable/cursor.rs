@@ -5,16 +5,13 @@
 //! - An [`Entry`] borrows from the memtable, not from the cursor that found it.
 //! - A cursor meets every event that was inserted before it was made, in order; those inserted since it meets or not.
 
-use std::cell::OnceCell;
-
-use bytes::Bytes;
 use starling_clock::Stamp;
 
 use super::arena::{Node, NodeRef};
 use super::sync::Ordering;
 use super::{Memtable, stamp_of};
 use crate::event::Action;
-use crate::tree::stored::Stored;
+use crate::tree::stored::StoredRef;
 
 /// An event in a memtable.
 #[derive(Clone, Copy)]
@@ -32,11 +29,6 @@ impl<'a> Entry<'a> {
         self.node.key()
     }
 
-    /// The stored value, as it stands in a table: see `FORMAT.md`, "Stored value".
-    pub(crate) fn value(self) -> &'a [u8] {
-        self.node.value()
-    }
-
     /// The event's stamp.
     pub(crate) fn stamp(self) -> Stamp {
         stamp_of(self.node)
@@ -47,9 +39,9 @@ impl<'a> Entry<'a> {
         self.node.value().first().and_then(|action| Action::from_u8(*action)).expect("encoded")
     }
 
-    /// The stored value, with a copy of the payload.
-    pub(crate) fn stored(self) -> Stored {
-        Stored::decode(&Bytes::copy_from_slice(self.value())).expect("it was encoded")
+    /// What there is of the event beside its internal key.
+    pub(crate) fn stored(self) -> StoredRef<'a> {
+        StoredRef::decode(self.node.value()).expect("it was encoded")
     }
 }
 
@@ -59,12 +51,11 @@ pub(crate) struct MemtableCursor<'a> {
     /// The group of the event, 0 if there is none.
     group: u32,
     node: Option<Node<'a>>,
-    stored: OnceCell<Stored>,
 }
 
 impl<'a> MemtableCursor<'a> {
     pub(super) fn new(memtable: &'a Memtable, group: u32, node: Option<Node<'a>>) -> Self {
-        Self { memtable, group, node, stored: OnceCell::new() }
+        Self { memtable, group, node }
     }
 
     /// As it is if there is an event, otherwise on the first event of a later group.
@@ -89,21 +80,11 @@ impl<'a> MemtableCursor<'a> {
         self.entry().map(Entry::key)
     }
 
-    /// What is stored of the event, copied when it is asked for first.
-    ///
-    /// # Panics
-    /// If the cursor is past the last event.
-    pub(crate) fn stored(&self) -> &Stored {
-        let entry = self.entry().expect("the cursor is on an event");
-        self.stored.get_or_init(|| entry.stored())
-    }
-
     /// Moves to the next event.
     pub(crate) fn advance(&mut self) {
         let Some(node) = self.node else { return };
         let next = NodeRef::from_number(node.link().load(Ordering::Acquire));
         self.node = next.map(|at| self.memtable.arena.node(at));
-        self.stored.take();
         self.skip_to_later();
     }
 
@@ -111,7 +92,6 @@ impl<'a> MemtableCursor<'a> {
     pub(crate) fn retreat(&mut self) {
         let Some(node) = self.node else { return };
         self.node = self.memtable.search(self.group, node.key()).0;
-        self.stored.take();
         self.skip_to_earlier();
     }
 

@@ -28,12 +28,11 @@ mod tests;
 
 use std::sync::Mutex;
 
-use bytes::Bytes;
 use starling_clock::Stamp;
 
 use super::hidden::Hidden;
 use super::internal_key;
-use super::stored::Stored;
+use super::stored::StoredRef;
 use super::table::key_hash;
 use crate::event::Event;
 use crate::types::Digest;
@@ -150,8 +149,8 @@ impl Memtable {
         if let Some(before) = NodeRef::from_number(place.before) {
             self.arena.prefetch(before);
         }
-        let head = Stored { action: event.action, request: event.request, payload: Bytes::new() };
-        let value = (&head.header()[..], &event.payload[..]);
+        let (action, request, payload) = (event.action, event.request, &*event.payload);
+        let value = (&StoredRef { action, request, payload }.header()[..], payload);
         let (node, taken) = self.arena.add(&mut writer.bump, key, value);
         let link = self.link(group, place.before);
         let next = link.load(Ordering::Relaxed);

@@ -86,7 +86,7 @@ fn an_internal_key_is_as_documented() {
 fn a_stored_value_is_as_documented() {
     let request = RequestId { client: 9, sequence: 2 };
     let stored = Stored { action: Action::Put, request, payload: Bytes::from_static(b"hi") };
-    assert_example("Stored value", 0, &[&stored.header()[..], &stored.payload].concat());
+    assert_example("Stored value", 0, &[&stored.borrow().header()[..], &stored.payload].concat());
 }
 
 #[test]

@@ -50,7 +50,7 @@ fn a_cursor_goes_in_the_order_of_internal_keys_over_partitions_and_keyspaces() {
     let mut cursor = memtable.seek(&[]);
     for event in &ordered {
         assert_eq!(cursor.key(), Some(&internal(event)[..]));
-        assert_eq!(cursor.stored().payload, event.payload);
+        assert_eq!(cursor.entry().unwrap().stored().payload, event.payload);
         let entry = cursor.entry().expect("on an event");
         assert_eq!((entry.stamp(), entry.action()), (event.stamp, event.action));
         cursor.advance();

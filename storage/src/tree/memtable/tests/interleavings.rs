@@ -31,7 +31,7 @@ fn read(memtable: &Memtable, there: &Event, coming: &Event) {
     let mut cursor = memtable.seek(&[]);
     let mut met = Vec::new();
     while let Some(entry) = cursor.entry() {
-        met.push(entry.stored().into_event(entry.key()).expect("whole"));
+        met.push(entry.stored().to_stored().into_event(entry.key()).expect("whole"));
         cursor.advance();
     }
     assert!(met.contains(there));

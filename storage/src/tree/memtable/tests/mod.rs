@@ -42,7 +42,7 @@ fn internal(event: &Event) -> Vec<u8> {
 fn get(memtable: &Memtable, of: &Event, at: Stamp) -> Option<Event> {
     let prefix = internal_key::prefix(of.partition, of.keyspace, &of.key);
     let entry = memtable.get(&prefix, key_hash(&prefix), at)?;
-    entry.stored().into_event(entry.key())
+    entry.stored().to_stored().into_event(entry.key())
 }
 
 fn newest(memtable: &Memtable, of: &Event) -> Option<Stamp> {

@@ -38,7 +38,10 @@ fn check_walks(memtable: &Memtable, model: &BTreeMap<Vec<u8>, Event>, bound: &[u
     let mut cursor = memtable.seek(bound);
     for (key, event) in model.range(bound.to_vec()..) {
         assert_eq!(cursor.key(), Some(&key[..]));
-        assert_eq!(cursor.stored().clone().into_event(key).as_ref(), Some(event));
+        assert_eq!(
+            cursor.entry().unwrap().stored().to_stored().into_event(key).as_ref(),
+            Some(event)
+        );
         cursor.advance();
     }
     assert_eq!(cursor.key(), None);

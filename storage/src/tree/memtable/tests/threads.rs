@@ -26,7 +26,7 @@ fn check(memtable: &Memtable, done: u64, probe: u64) {
         let Some(entry) = cursor.entry() else { break };
         assert!(last.as_slice() < entry.key());
         last = entry.key().to_vec();
-        let event = entry.stored().into_event(entry.key()).expect("whole");
+        let event = entry.stored().to_stored().into_event(entry.key()).expect("whole");
         assert_eq!(event, numbered(event.request.sequence - 1));
         cursor.advance();
     }
