@@ -33,6 +33,7 @@ mod types;
 mod varint;
 mod view;
 mod wal;
+mod wal_record;
 
 pub use config::{Config, HistoryRetention, MEMTABLE_BYTES_LIMIT, Retentions, TreeConfig};
 pub use disk::{

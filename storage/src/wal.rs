@@ -11,32 +11,25 @@
 //!   spare the next segment. A sync of bytes that lie in a file already costs no write of the file system's journal (here
 //!   1.3 to 1.5 times as many a second as appends). For the same reason zeros are written ahead then.
 //!
-//! What is in a record is told to [`WalRecord`]; what becomes of it is decided in `engine.rs`.
+//! What is in a record is told by `wal_record.rs`; what becomes of it is decided in `engine`.
 
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use starling_clock::mutation::{self, Mutation};
 use starling_clock::{NodeId, Stamp};
 
-use crate::event::{DecodeError, EventRef, array};
+use crate::event::DecodeError;
 use crate::log::{
-    FRAME_RECORDS_TARGET, FrameHead, FrameRef, LogKind, Record, Recovered, Segment, SegmentHead,
+    FRAME_RECORDS_TARGET, FrameHead, FrameRef, LogKind, Recovered, Segment, SegmentHead,
     encode_frame, list_segments, recover, remove_durably, spare_path, write_failed,
 };
-use crate::{Disk, DiskFile, Error, Event, Lsn, Provenance, packed, varint};
-
-/// Kinds of records. DO NOT CHANGE or reuse a number: they are on disk.
-const KIND_EVENT: u8 = 1;
-const KIND_HINT: u8 = 2;
-const KIND_HINTS_DONE: u8 = 3;
-const KIND_META: u8 = 4;
-
-/// Bytes before the event in a hint record: kind, target, number.
-const HINT_HEADER_SIZE: usize = 17;
+use crate::wal_record::{
+    HINT_HEADER_SIZE, WalRecordRef, encode_event, encode_hint, encode_hints_done, encode_named,
+};
+use crate::{Disk, DiskFile, Error, Event, Lsn, Provenance, varint};
 
 /// Fewer bytes of records are not compressed: the commit would wait longer for that than for the bytes it saves.
 const COMPRESS_FROM: usize = 4 << 10;
@@ -44,162 +37,6 @@ const COMPRESS_FROM: usize = 4 << 10;
 const AHEAD_BYTES_MAX: u64 = 256 << 10;
 /// Zeros are written ahead if at most so many bytes were synced at once.
 const SMALL_SYNC_BYTES: u64 = 32 << 10;
-
-/// One record.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum WalRecord {
-    /// This replica applied the event, as the change `sequence`. `change` is all of it, packed.
-    Event {
-        sequence: u64,
-        provenance: Provenance,
-        previous: Option<Stamp>,
-        event: Event,
-        change: Bytes,
-    },
-    /// Hold the event for `target`, as its hint `sequence`. `hint` is the event, packed.
-    Hint { target: NodeId, sequence: u64, event: Event, hint: Bytes },
-    /// `target` has its hints up to `up_to` and with it.
-    HintsDone { target: NodeId, up_to: u64 },
-    /// A named value.
-    Meta { name: String, value: Bytes },
-}
-
-/// A [`WalRecord`] in the buffer that it was read into.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum WalRecordRef<'a> {
-    Event {
-        sequence: u64,
-        provenance: Provenance,
-        previous: Option<Stamp>,
-        event: EventRef<'a>,
-        change: &'a [u8],
-    },
-    Hint {
-        target: NodeId,
-        sequence: u64,
-        event: EventRef<'a>,
-        hint: &'a [u8],
-    },
-    HintsDone {
-        target: NodeId,
-        up_to: u64,
-    },
-    Meta {
-        name: &'a str,
-        value: &'a [u8],
-    },
-}
-
-impl WalRecord {
-    /// What is in a record.
-    ///
-    /// # Errors
-    /// [`DecodeError`] if nothing is that this code writes.
-    pub(crate) fn decode(record: &Record) -> Result<Self, DecodeError> {
-        let buffer = &record.payload;
-        Ok(match WalRecordRef::decode(record.number, buffer)? {
-            WalRecordRef::Event { sequence, provenance, previous, event, change } => Self::Event {
-                sequence,
-                provenance,
-                previous,
-                event: event.shared(buffer),
-                change: buffer.slice_ref(change),
-            },
-            WalRecordRef::Hint { target, sequence, event, hint } => Self::Hint {
-                target,
-                sequence,
-                event: event.shared(buffer),
-                hint: buffer.slice_ref(hint),
-            },
-            WalRecordRef::HintsDone { target, up_to } => Self::HintsDone { target, up_to },
-            WalRecordRef::Meta { name, value } => {
-                Self::Meta { name: name.to_owned(), value: buffer.slice_ref(value) }
-            }
-        })
-    }
-}
-
-impl<'a> WalRecordRef<'a> {
-    /// What is in the record with this number.
-    ///
-    /// # Errors
-    /// [`DecodeError`] if nothing is that this code writes.
-    pub(crate) fn decode(record: u64, bytes: &'a [u8]) -> Result<Self, DecodeError> {
-        let number = |offset: usize| {
-            let field = bytes.get(offset..offset + 8).ok_or(DecodeError::Short)?;
-            Ok(u64::from_le_bytes(array(field, 0)))
-        };
-        match *bytes.first().ok_or(DecodeError::Short)? {
-            KIND_EVENT => {
-                let (behind, size) = varint::get(&bytes[1..])?;
-                let sequence = record.wrapping_sub(behind);
-                let change = &bytes[1 + size..];
-                let (provenance, previous, event) = packed::change_in(change)?;
-                Ok(Self::Event { sequence, provenance, previous, event, change })
-            }
-            KIND_HINT => {
-                let (target, sequence) = (NodeId(number(1)?), number(9)?);
-                let hint = &bytes[HINT_HEADER_SIZE..];
-                Ok(Self::Hint { target, sequence, event: packed::event_in(hint)?, hint })
-            }
-            KIND_HINTS_DONE if bytes.len() == 17 => {
-                Ok(Self::HintsDone { target: NodeId(number(1)?), up_to: number(9)? })
-            }
-            KIND_META => {
-                let (name, value, size) = meta_in(&bytes[1..])?;
-                if size + 1 != bytes.len() {
-                    return Err(DecodeError::Corrupt("meta length"));
-                }
-                Ok(Self::Meta { name, value })
-            }
-            _ => Err(DecodeError::Corrupt("kind of record")),
-        }
-    }
-}
-
-/// Appends the record of an event, which is numbered `number`, as the change `sequence`; tells how long it is before the change.
-pub(crate) fn encode_event(
-    number: u64,
-    sequence: u64,
-    (provenance, previous, event): (Provenance, Option<Stamp>, &Event),
-    out: &mut Vec<u8>,
-) -> usize {
-    let start = out.len();
-    out.push(KIND_EVENT);
-    // Small, because nearly all records are events.
-    varint::put(number.wrapping_sub(sequence), out);
-    let size = out.len() - start;
-    packed::put_change(provenance, previous, event, out);
-    size
-}
-
-/// Appends a name and a value: lengths first, two bytes and four.
-pub(crate) fn encode_meta(name: &str, value: &[u8], out: &mut Vec<u8>) {
-    let name_length = u16::try_from(name.len()).expect("bounded by META_NAME_SIZE_MAX");
-    let value_length = u32::try_from(value.len()).expect("bounded by META_VALUE_SIZE_MAX");
-    out.extend_from_slice(&name_length.to_le_bytes());
-    out.extend_from_slice(&value_length.to_le_bytes());
-    out.extend_from_slice(name.as_bytes());
-    out.extend_from_slice(value);
-}
-
-/// The reverse of [`encode_meta`], and how many bytes it took.
-pub(crate) fn decode_meta(bytes: &Bytes) -> Result<(String, Bytes, usize), DecodeError> {
-    let (name, value, size) = meta_in(bytes)?;
-    Ok((name.to_owned(), bytes.slice_ref(value), size))
-}
-
-fn meta_in(bytes: &[u8]) -> Result<(&str, &[u8], usize), DecodeError> {
-    let header: &[u8; 6] = bytes.first_chunk().ok_or(DecodeError::Short)?;
-    let name_end = 6 + usize::from(u16::from_le_bytes(array(header, 0)));
-    let end = name_end.saturating_add(u32::from_le_bytes(array(header, 2)) as usize);
-    if bytes.len() < end {
-        return Err(DecodeError::Short);
-    }
-    let name = std::str::from_utf8(&bytes[6..name_end]);
-    let name = name.map_err(|_| DecodeError::Corrupt("meta name"))?;
-    Ok((name, &bytes[name_end..end], end))
-}
 
 /// A segment that takes no more records.
 #[derive(Debug)]
@@ -371,30 +208,18 @@ impl<D: Disk> Wal<D> {
         sequence: u64,
         event: &Event,
     ) -> Range<usize> {
-        let record = self.push(|out| {
-            out.push(KIND_HINT);
-            out.extend_from_slice(&target.0.to_le_bytes());
-            out.extend_from_slice(&sequence.to_le_bytes());
-            packed::put_event(event, out);
-        });
+        let record = self.push(|out| encode_hint(target, sequence, event, out));
         record.start + HINT_HEADER_SIZE..record.end
     }
 
     /// Adds a note that hints were consumed.
     pub(crate) fn push_hints_done(&mut self, target: NodeId, up_to: u64) {
-        self.push(|out| {
-            out.push(KIND_HINTS_DONE);
-            out.extend_from_slice(&target.0.to_le_bytes());
-            out.extend_from_slice(&up_to.to_le_bytes());
-        });
+        self.push(|out| encode_hints_done(target, up_to, out));
     }
 
     /// Adds a named value.
     pub(crate) fn push_meta(&mut self, name: &str, value: &[u8]) {
-        self.push(|out| {
-            out.push(KIND_META);
-            encode_meta(name, value, out);
-        });
+        self.push(|out| encode_named(name, value, out));
     }
 
     fn push(&mut self, encode: impl FnOnce(&mut Vec<u8>)) -> Range<usize> {

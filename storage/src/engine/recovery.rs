@@ -16,7 +16,7 @@ use crate::changes::ChangeLog;
 use crate::hints::Hints;
 use crate::state::State;
 use crate::tree::{Bulk, Tree, is_dropped};
-use crate::wal::WalRecordRef;
+use crate::wal_record::WalRecordRef;
 use crate::{Disk, Error, Lsn};
 
 /// What is put together while the write-ahead log is read.

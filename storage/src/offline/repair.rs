@@ -24,7 +24,7 @@ use crate::tree::inspect::{
     ManifestState, internal_key_of, replace_manifest, table_path, write_run,
 };
 use crate::tree::is_dropped;
-use crate::wal::WalRecord;
+use crate::wal_record::WalRecord;
 use crate::{Disk, Error, Event, Identity, Lsn, identity};
 
 /// Events of a damaged write-ahead log that are held in memory before they are written to a table, in bytes.
