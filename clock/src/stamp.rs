@@ -134,19 +134,28 @@ impl Stamp {
         Self { time, node }
     }
 
+    /// As one number, whose order is the order of stamps.
+    pub const fn to_bits(self) -> u128 {
+        (self.time.packed() as u128) << 64 | self.node.0 as u128
+    }
+
+    /// The reverse of [`Self::to_bits`]; `None` if the time is out of range.
+    #[expect(clippy::cast_possible_truncation, reason = "each half is taken by itself")]
+    pub const fn from_bits(bits: u128) -> Option<Self> {
+        match HybridTime::from_packed((bits >> 64) as u64) {
+            Some(time) => Some(Self { time, node: NodeId(bits as u64) }),
+            None => None,
+        }
+    }
+
     /// Big-endian, so that the order of bytes is the order of stamps.
-    pub fn to_bytes(self) -> [u8; Self::SIZE] {
-        let mut bytes = [0; Self::SIZE];
-        bytes[..8].copy_from_slice(&self.time.packed().to_be_bytes());
-        bytes[8..].copy_from_slice(&self.node.0.to_be_bytes());
-        bytes
+    pub const fn to_bytes(self) -> [u8; Self::SIZE] {
+        self.to_bits().to_be_bytes()
     }
 
     /// The reverse of [`Self::to_bytes`]; `None` if the time is out of range.
-    pub fn from_bytes(bytes: [u8; Self::SIZE]) -> Option<Self> {
-        let (time, node) = bytes.split_first_chunk::<8>()?;
-        let time = HybridTime::from_packed(u64::from_be_bytes(*time))?;
-        Some(Self { time, node: NodeId(u64::from_be_bytes(node.try_into().ok()?)) })
+    pub const fn from_bytes(bytes: [u8; Self::SIZE]) -> Option<Self> {
+        Self::from_bits(u128::from_be_bytes(bytes))
     }
 }
 

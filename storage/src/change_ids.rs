@@ -11,7 +11,7 @@
 use starling_clock::Stamp;
 
 use crate::changes::DIR;
-use crate::event::{EventId, array};
+use crate::event::array;
 use crate::log::{Mark, Segment};
 use crate::{Disk, DiskFile, Error};
 
@@ -108,10 +108,10 @@ impl Ids {
         self.entries.len()
     }
 
-    /// Takes the event of a change.
-    pub(crate) fn take(&mut self, id: EventId<'_>, sequence: u64) {
-        self.entries.push(entry(id.hash(), sequence - self.first));
-        self.bounds.take(id.stamp);
+    /// Takes the event of a change: the hash of its identity, and its stamp.
+    pub(crate) fn take(&mut self, (hash, stamp): (u64, Stamp), sequence: u64) {
+        self.entries.push(entry(hash, sequence - self.first));
+        self.bounds.take(stamp);
     }
 
     /// The changes whose event may be the one with this stamp and hash.

@@ -79,10 +79,11 @@ impl<D: Disk> ChangeLog<D> {
             let ids = collected.entry(first).or_insert_with(|| Ids::new(first));
             for record in frame.records() {
                 let change = record.and_then(|(sequence, change)| {
-                    Ok((sequence, packed::change_in(change)?.2.id()))
+                    let event = packed::change_in(change)?.2;
+                    Ok((sequence, event.id().hash(), event.stamp))
                 });
-                let (sequence, id) = change.map_err(|_| bad_record(DIR, 0))?;
-                ids.take(id, sequence);
+                let (sequence, hash, stamp) = change.map_err(|_| bad_record(DIR, 0))?;
+                ids.take((hash, stamp), sequence);
             }
             Ok(())
         };
@@ -152,8 +153,9 @@ impl<D: Disk> ChangeLog<D> {
         self.log.pending_bytes()
     }
 
-    /// Takes the next change, as the write-ahead log encoded it. It is not to be seen yet.
-    pub(crate) fn stage(&mut self, id: EventId<'_>, change: &[u8]) {
+    /// Takes the next change, as the write-ahead log encoded it: of the event with this hash of its identity and this stamp. It
+    /// is not to be seen yet.
+    pub(crate) fn stage(&mut self, id: (u64, Stamp), change: &[u8]) {
         unlocked(&mut self.open).take(id, self.log.next());
         self.log.stage(&[change]);
     }

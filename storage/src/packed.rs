@@ -22,9 +22,47 @@ const HAS_PREVIOUS: u8 = 0x08;
 /// A packed change has at most so many bytes besides key and payload.
 pub(crate) const PACKED_OVERHEAD_MAX: usize = 72;
 
-fn put_stamp(stamp: Stamp, out: &mut Vec<u8>) {
-    out.extend_from_slice(&stamp.time.packed().to_le_bytes());
-    varint::put(stamp.node.0, out);
+/// What stands before key and payload, put together in one place: it is appended at once.
+struct Head {
+    bytes: [u8; PACKED_OVERHEAD_MAX],
+    size: usize,
+}
+
+impl Head {
+    fn new() -> Self {
+        Self { bytes: [0; PACKED_OVERHEAD_MAX], size: 0 }
+    }
+
+    fn put<const N: usize>(&mut self, field: [u8; N]) {
+        self.bytes[self.size..self.size + N].copy_from_slice(&field);
+        self.size += N;
+    }
+
+    fn put_number(&mut self, number: u64) {
+        self.size += varint::put_in(number, &mut self.bytes[self.size..]);
+    }
+
+    fn put_stamp(&mut self, stamp: Stamp) {
+        self.put(stamp.time.packed().to_le_bytes());
+        self.put_number(stamp.node.0);
+    }
+
+    /// Appends it and the event. Its payload ends where the record ends.
+    fn put_event(mut self, event: &Event, out: &mut Vec<u8>) {
+        assert!((1..=KEY_SIZE_MAX).contains(&event.key.len()));
+        assert!(event.payload.len() <= PAYLOAD_SIZE_LIMIT);
+        self.put([event.action as u8]);
+        self.put(event.keyspace.0.to_le_bytes());
+        self.put(event.request.client.to_le_bytes());
+        self.put_stamp(event.stamp);
+        self.put_number(event.request.sequence);
+        self.put_number(u64::from(event.partition));
+        self.put_number(event.key.len() as u64);
+        out.reserve(self.size + event.key.len() + event.payload.len());
+        out.extend_from_slice(&self.bytes[..self.size]);
+        out.extend_from_slice(&event.key);
+        out.extend_from_slice(&event.payload);
+    }
 }
 
 /// Appends the event. Its payload ends where the record ends.
@@ -32,18 +70,7 @@ fn put_stamp(stamp: Stamp, out: &mut Vec<u8>) {
 /// # Panics
 /// If key or payload are over the limits of the format: input is checked where it comes in.
 pub(crate) fn put_event(event: &Event, out: &mut Vec<u8>) {
-    assert!((1..=KEY_SIZE_MAX).contains(&event.key.len()));
-    assert!(event.payload.len() <= PAYLOAD_SIZE_LIMIT);
-    out.reserve(PACKED_OVERHEAD_MAX + event.key.len() + event.payload.len());
-    out.push(event.action as u8);
-    out.extend_from_slice(&event.keyspace.0.to_le_bytes());
-    out.extend_from_slice(&event.request.client.to_le_bytes());
-    put_stamp(event.stamp, out);
-    varint::put(event.request.sequence, out);
-    varint::put(u64::from(event.partition), out);
-    varint::put(event.key.len() as u64, out);
-    out.extend_from_slice(&event.key);
-    out.extend_from_slice(&event.payload);
+    Head::new().put_event(event, out);
 }
 
 /// Appends what a change has: how the event came, what was newest of its key before, the event.
@@ -53,11 +80,12 @@ pub(crate) fn put_change(
     event: &Event,
     out: &mut Vec<u8>,
 ) {
-    out.push(provenance as u8 | if previous.is_some() { HAS_PREVIOUS } else { 0 });
+    let mut head = Head::new();
+    head.put([provenance as u8 | if previous.is_some() { HAS_PREVIOUS } else { 0 }]);
     if let Some(previous) = previous {
-        put_stamp(previous, out);
+        head.put_stamp(previous);
     }
-    put_event(event, out);
+    head.put_event(event, out);
 }
 
 /// Reads fields one after the other.

@@ -14,8 +14,26 @@ pub(crate) const VARINT_SIZE_MAX: usize = 10;
 
 /// Appends a number.
 pub(crate) fn put(number: u64, out: &mut Vec<u8>) {
+    if number < 0x80 {
+        out.push(number.to_le_bytes()[0]);
+        return;
+    }
     let (bytes, size) = encode_number(number);
     out.extend_from_slice(&bytes[..size]);
+}
+
+/// Writes a number to the start of `out`, and tells how many bytes it took.
+///
+/// # Panics
+/// If there is no room for it.
+pub(crate) fn put_in(number: u64, out: &mut [u8]) -> usize {
+    if number < 0x80 {
+        out[0] = number.to_le_bytes()[0];
+        return 1;
+    }
+    let (bytes, size) = encode_number(number);
+    out[..size].copy_from_slice(&bytes[..size]);
+    size
 }
 
 /// Appends what `encode` appends, with its length before it, and tells where it is.

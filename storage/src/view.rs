@@ -40,6 +40,10 @@ impl<D: Disk> View<D> {
         Self { tree, changes }
     }
 
+    pub(crate) fn tree(&self) -> &TreeView<D> {
+        &self.tree
+    }
+
     /// The greatest event of the key at or before `at`; a delete is returned as such. [`Stamp::MAX`]: the newest.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 //!
 //! - Writes that wait while a commit is under way are the next commit; the first of them to see it end makes it. A writer that is
 //!   alone commits at once, on its own thread.
-//! - A write is answered after its commit, and after the view that shows it was published.
+//! - A write is answered after its commit, and after a view that shows it was published.
 //! - While every place for a memtable is taken, writers wait for a flush to end.
 //!
 //! All keys are in one partition of one keyspace, so that a scan is in the order of keys, as the peers' are. The change log is
@@ -68,7 +68,7 @@ struct Shared {
 /// Writes that wait for the commit that is under way.
 #[derive(Default)]
 struct Queue {
-    events: Vec<Event>,
+    writes: Vec<Write>,
     sync: bool,
     /// The packed time of the newest event.
     newest: u64,
@@ -203,7 +203,8 @@ impl Shared {
         for change in changes {
             queue.newest += 1;
             let event = event(change, queue.newest);
-            queue.events.push(event);
+            let (provenance, mode) = (Provenance::Write, Mode::Direct);
+            queue.writes.push(Write::Apply { event, provenance, mode });
         }
         queue.sync |= sync;
         queue.tickets += 1;
@@ -248,11 +249,13 @@ impl Shared {
 
     /// Commits all that waits, answers it, and wakes who sleeps.
     fn commit<'a>(&'a self, mut queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
-        let events = std::mem::take(&mut queue.events);
+        // Of one writer the next commit is as large as this one, more often than not.
+        let room = Vec::with_capacity(queue.writes.len());
+        let writes = std::mem::replace(&mut queue.writes, room);
         let sync = std::mem::take(&mut queue.sync);
         let up_to = queue.tickets;
         drop(queue);
-        let result = self.commit_events(events, sync);
+        let result = self.commit_writes(writes, sync);
         let mut queue = lock(&self.queue);
         if let Err(error) = result {
             queue.failed.get_or_insert(error.to_string());
@@ -270,12 +273,13 @@ impl Shared {
         lock(&self.queue)
     }
 
-    fn commit_events(&self, events: Vec<Event>, sync: bool) -> Result<(), starling_storage::Error> {
+    fn commit_writes(&self, writes: Vec<Write>, sync: bool) -> Result<(), starling_storage::Error> {
         let sync = if sync { Sync::Now } else { Sync::Later };
-        let bytes: usize = events.iter().map(Event::encoded_len).sum();
-        let write =
-            |event| Write::Apply { event, provenance: Provenance::Write, mode: Mode::Direct };
-        let writes = events.into_iter().map(write).collect();
+        let size = |write: &Write| match write {
+            Write::Apply { event, .. } => event.encoded_len(),
+            _ => 0,
+        };
+        let bytes: usize = writes.iter().map(size).sum();
         let mut storage = lock(&self.storage);
         while storage.pressure() >= 100 {
             self.wake_background();
@@ -293,8 +297,11 @@ impl Shared {
     }
 
     fn publish(&self, storage: &Storage<OsDisk>) {
-        *lock(&self.view) = storage.view();
-        self.published.fetch_add(1, Ordering::Release);
+        let mut view = lock(&self.view);
+        if !storage.is_current(&view) {
+            *view = storage.view();
+            self.published.fetch_add(1, Ordering::Release);
+        }
     }
 
     fn wake_background(&self) {

@@ -76,7 +76,11 @@ impl<D: Disk> Writer<D> {
         };
         let mut batch: Vec<Pending> = batch.into_iter().map(pending).collect();
         self.commit(now_ms, &mut batch);
-        *lock(&self.view) = self.storage.view();
+        let mut view = lock(&self.view);
+        if !self.storage.is_current(&view) {
+            *view = self.storage.view();
+        }
+        drop(view);
         let answer = |pending: Pending| {
             let Pending { ticket, request, answer, .. } = pending;
             (ticket, answer.unwrap_or_else(|| self.read(request)))

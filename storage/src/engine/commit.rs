@@ -137,6 +137,7 @@ impl<D: Disk> Storage<D> {
     /// Decides the outcome of each write and puts what there is to log into the log's buffer.
     pub(super) fn plan(&mut self, writes: &[Write]) -> Result<Vec<Outcome>, Error> {
         let view = self.tree.view();
+        self.addresses.clear();
         let mut batch = BTreeSet::new();
         let mut sequence = self.changes.next();
         let mut hints: BTreeMap<NodeId, u64> = BTreeMap::new();
@@ -144,16 +145,19 @@ impl<D: Disk> Storage<D> {
         for (index, write) in writes.iter().enumerate() {
             outcomes.push(match write {
                 Write::Apply { event, provenance, mode } => {
-                    let outcome =
-                        self.judge(&view, &batch, event, (*mode, *provenance), sequence)?;
+                    let address = self.addresses.push(event.partition, event.id());
+                    let how = (*mode, *provenance);
+                    let outcome = self.judge(&view, &batch, (address, event), how, sequence)?;
                     if let Outcome::Applied { previous, .. } = outcome {
                         let payload = self.wal.push_event(sequence, *provenance, previous, event);
-                        self.logged.push(Logged::Event { index, payload });
+                        self.logged.push(Logged::Event { index, address, payload });
                         sequence += 1;
                         // Of a lone write nobody asks what came before it.
                         if 1 < writes.len() {
                             batch.insert(event.id());
                         }
+                    } else {
+                        self.addresses.pop();
                     }
                     outcome
                 }
@@ -181,14 +185,14 @@ impl<D: Disk> Storage<D> {
         &self,
         view: &TreeView<D>,
         batch: &BTreeSet<EventId<'_>>,
-        event: &Event,
+        (address, event): (usize, &Event),
         (mode, provenance): (Mode, Provenance),
         sequence: u64,
     ) -> Result<Outcome, Error> {
         let id = event.id();
         let of_key = EventId { stamp: Stamp::ZERO, ..id }..=EventId { stamp: Stamp::MAX, ..id };
         let in_batch = batch.range(of_key).next_back().map(|id| id.stamp);
-        let in_tree = view.newest_stamp(event.partition, event.keyspace, &event.key)?;
+        let in_tree = view.newest_stamp_at(event.partition, self.addresses.get(address))?;
         let previous = in_tree.max(in_batch);
         let restamp = !mutation::is(Mutation::NoRestamp);
         // A tombstone that hid it may be gone.
@@ -238,10 +242,12 @@ impl<D: Disk> Storage<D> {
     pub(super) fn apply(&mut self, writes: Vec<Write>) {
         for logged in &self.logged {
             match logged {
-                Logged::Event { index, payload } => {
+                Logged::Event { index, address, payload } => {
                     if let Write::Apply { event, .. } = &writes[*index] {
-                        self.tree.insert(event);
-                        self.changes.stage(event.id(), self.wal.buffered(payload.clone()));
+                        let address = self.addresses.get(*address);
+                        self.tree.insert_at(address, event);
+                        let change = self.wal.buffered(payload.clone());
+                        self.changes.stage((address.id_hash, event.stamp), change);
                     }
                 }
                 Logged::Hint { index, payload } => {

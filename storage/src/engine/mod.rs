@@ -29,7 +29,7 @@ use crate::hints::Hints;
 use crate::identity;
 use crate::log::write_failed;
 use crate::state::State;
-use crate::tree::{Dropped, Tree};
+use crate::tree::{Addresses, Dropped, Tree};
 use crate::types::CLUSTER_NAME_SIZE_MAX;
 use crate::wal::Wal;
 use crate::{
@@ -43,7 +43,7 @@ const TABLES_DIR: &str = "tables";
 
 /// What a write of the commit put into the write-ahead log.
 enum Logged {
-    Event { index: usize, payload: Range<usize> },
+    Event { index: usize, address: usize, payload: Range<usize> },
     Hint { index: usize, payload: Range<usize> },
 }
 
@@ -59,6 +59,7 @@ pub struct Storage<D: Disk> {
     retentions: Retentions,
     recovered: Stamp,
     logged: Vec<Logged>,
+    addresses: Addresses,
     /// Somebody takes jobs: a commit that has no room does not do the work itself.
     helped: bool,
     /// Ends with the process or with this value.
@@ -102,6 +103,7 @@ impl<D: Disk> Storage<D> {
             buffer_bytes_max: config.log_buffer_bytes_max,
             memtable_bytes_max: config.memtable_bytes_max,
             bulk: None,
+            addresses: Addresses::default(),
             last_change: None,
             greatest: Stamp::ZERO,
         };
@@ -134,6 +136,7 @@ impl<D: Disk> Storage<D> {
             metas: state.metas,
             retentions,
             logged: Vec::new(),
+            addresses: Addresses::default(),
             helped: false,
             _lock: lock,
         })
@@ -199,9 +202,15 @@ impl<D: Disk> Storage<D> {
         self.wal.unsynced() > 0
     }
 
-    /// What is readable now, for any thread. Take a new one to see later events for certain.
+    /// What is readable now, for any thread. It sees later events too as long as it [is current](Self::is_current).
     pub fn view(&self) -> View<D> {
         View::new(self.tree.view(), self.changes.reader())
+    }
+
+    /// Whether another view would show nothing that `view` does not: whoever hands views to readers has no need to take one for each
+    /// commit. A view ceases to be current when a memtable is full, and when a job [has finished](Self::finish_job).
+    pub fn is_current(&self, view: &View<D>) -> bool {
+        self.tree.is_current(view.tree())
     }
 
     /// How much history `keyspace` keeps, from the next merge on. Not kept over a restart.

@@ -15,7 +15,7 @@ use super::WAL_DIR;
 use crate::changes::ChangeLog;
 use crate::hints::Hints;
 use crate::state::State;
-use crate::tree::{Bulk, Tree, is_dropped};
+use crate::tree::{Addresses, Bulk, Tree, is_dropped};
 use crate::wal_record::WalRecordRef;
 use crate::{Disk, Error, Lsn};
 
@@ -29,6 +29,8 @@ pub(super) struct Recovery<D: Disk> {
     pub(super) memtable_bytes_max: usize,
     /// Events of the active memtable that are not in it yet.
     pub(super) bulk: Option<Bulk>,
+    /// Memory for the address of an event.
+    pub(super) addresses: Addresses,
     pub(super) last_change: Option<u64>,
     /// The greatest stamp in the log's events.
     pub(super) greatest: Stamp,
@@ -48,15 +50,16 @@ impl<D: Disk> Recovery<D> {
                 if self.changes.next() < sequence {
                     return Err(Error::corrupt("changes", 0, "changes are missing"));
                 }
+                let address = self.addresses.only(event.partition, event.id());
                 if self.changes.next() == sequence {
-                    self.changes.stage(event.id(), change);
+                    self.changes.stage((address.id_hash, event.stamp), change);
                 }
                 self.last_change = Some(sequence);
                 if self.tree.flushed() < lsn
                     && !is_dropped(self.tree.dropped(), event.partition, lsn)
                 {
                     let bulk = self.bulk.get_or_insert_with(|| self.tree.bulk());
-                    bulk.add(&event);
+                    bulk.add_at(address, &event);
                     if self.memtable_bytes_max <= bulk.bytes() {
                         self.fill_memtable();
                         self.tree.rotate(lsn);

@@ -70,6 +70,8 @@ pub(crate) struct RecordLog<D: Disk> {
     shared: Arc<RwLock<State<D::File>>>,
     staged: Vec<u8>,
     staged_marks: Vec<Mark>,
+    /// Those of `pending`, to ask for without the lock: only this value changes it.
+    pending_bytes: usize,
     /// Frames that are being written; kept for its memory.
     frames: Vec<u8>,
     /// One past the last staged record.
@@ -119,6 +121,7 @@ impl<D: Disk> RecordLog<D> {
             })),
             staged: Vec::new(),
             staged_marks: Vec::new(),
+            pending_bytes: 0,
             frames: Vec::new(),
             next: firsts.first().copied().unwrap_or(start),
             synced: 0,
@@ -183,7 +186,7 @@ impl<D: Disk> RecordLog<D> {
 
     /// Bytes of published records that are not yet written.
     pub(crate) fn pending_bytes(&self) -> usize {
-        self.read_state().pending.len()
+        self.pending_bytes
     }
 
     /// Bytes of segments and of what waits in memory.
@@ -225,6 +228,8 @@ impl<D: Disk> RecordLog<D> {
             mark(&mut state.pending_marks, number, base + offset);
         }
         state.next = self.next;
+        self.pending_bytes = state.pending.len();
+        drop(state);
         self.staged.clear();
         self.staged_marks.clear();
     }
@@ -271,6 +276,8 @@ impl<D: Disk> RecordLog<D> {
         state.pending.clear();
         state.pending_marks.clear();
         state.pending_first = state.next;
+        drop(guard);
+        self.pending_bytes = 0;
         Ok(true)
     }
 

@@ -47,15 +47,15 @@ pub(crate) fn encode(partition: u32, keyspace: KeyspaceId, key: &[u8], stamp: St
     out
 }
 
-/// Replaces what is in `out` by the internal key: [`encode`] without an allocation.
-pub(crate) fn encode_into(
+/// Appends the internal key: [`encode`] without an allocation.
+pub(crate) fn append(
     out: &mut Vec<u8>,
     partition: u32,
     keyspace: KeyspaceId,
     key: &[u8],
     stamp: Stamp,
 ) {
-    out.clear();
+    out.reserve(HEAD_SIZE + key.len() + 2 + Stamp::SIZE);
     append_keys_from(out, partition, keyspace, key);
     out.extend_from_slice(&[ESCAPE, END]);
     out.extend_from_slice(&inverted(stamp));
@@ -70,6 +70,19 @@ pub(crate) struct SearchKey {
 }
 
 impl SearchKey {
+    /// The newest version of the key that all versions begin with `prefix` of.
+    pub(crate) fn newest_of(prefix: &[u8]) -> Self {
+        let mut short = [0; SHORT_SIZE];
+        let size = prefix.len() + Stamp::SIZE;
+        let Some(place) = short.get_mut(..size) else {
+            return Self { short, size, long: seek_version(prefix, Stamp::MAX) };
+        };
+        let (before, stamp) = place.split_at_mut(prefix.len());
+        before.copy_from_slice(prefix);
+        stamp.copy_from_slice(&inverted(Stamp::MAX));
+        Self { short, long: Vec::new(), size }
+    }
+
     /// As [`encode`].
     pub(crate) fn new(partition: u32, keyspace: KeyspaceId, key: &[u8], stamp: Stamp) -> Self {
         let mut short = [0; SHORT_SIZE];
@@ -108,8 +121,10 @@ pub(crate) fn keys_from(partition: u32, keyspace: KeyspaceId, key_prefix: &[u8])
 }
 
 fn append_keys_from(out: &mut Vec<u8>, partition: u32, keyspace: KeyspaceId, key_prefix: &[u8]) {
-    out.extend_from_slice(&partition.to_be_bytes());
-    out.extend_from_slice(&keyspace.0.to_be_bytes());
+    let mut head = [0; HEAD_SIZE];
+    head[..4].copy_from_slice(&partition.to_be_bytes());
+    head[4..].copy_from_slice(&keyspace.0.to_be_bytes());
+    out.extend_from_slice(&head);
     if !key_prefix.contains(&ESCAPE) {
         out.extend_from_slice(key_prefix);
         return;
@@ -166,8 +181,7 @@ pub(crate) fn partition_of(internal: &[u8]) -> Option<u32> {
 
 /// The stamp; `None` if `internal` is too short to have one, or it is out of range.
 pub(crate) fn stamp_of(internal: &[u8]) -> Option<Stamp> {
-    let bytes: &[u8; Stamp::SIZE] = internal.last_chunk()?;
-    Stamp::from_bytes(bytes.map(|byte| !byte))
+    Stamp::from_bits(!u128::from_be_bytes(*internal.last_chunk()?))
 }
 
 /// [`crate::EventId::hash`] of the event.
@@ -212,7 +226,7 @@ fn unescape(escaped: &[u8]) -> Option<Cow<'_, [u8]>> {
 
 /// A stamp as internal keys end in it: newer ones are lesser.
 pub(crate) fn inverted(stamp: Stamp) -> [u8; Stamp::SIZE] {
-    stamp.to_bytes().map(|byte| !byte)
+    (!stamp.to_bits()).to_be_bytes()
 }
 
 #[cfg(test)]

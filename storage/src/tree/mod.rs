@@ -14,6 +14,7 @@
 //!
 //! Flushes, merges and the removal of files are jobs: `background.rs` says which is next, `job.rs` what one is.
 
+mod address;
 mod background;
 mod cursor;
 mod drop_partition;
@@ -57,6 +58,7 @@ use run_writer::{TableNumbers, TableSpace};
 use table::{BlockCache, Table};
 use version::Version;
 
+pub(crate) use address::{Address, Addresses};
 pub(crate) use drop_partition::is_dropped;
 pub use job::Job;
 pub(crate) use manifest::Dropped;
@@ -219,11 +221,17 @@ impl<D: Disk> Tree<D> {
 
     /// Puts an event into the active memtable; one that is in it already changes nothing. The event is readable at
     /// once through every view taken since the last [`Self::rotate`].
-    pub(crate) fn insert(&mut self, event: &Event) {
-        let inserted = self.snapshot.active.insert(event);
+    pub(crate) fn insert_at(&mut self, address: Address<'_>, event: &Event) {
+        let inserted = self.snapshot.active.insert_at(address, event);
         if inserted.new && event.action == Action::Put {
             self.snapshot.gaps.cut(event);
         }
+    }
+
+    /// [`Self::insert_at`] the address of the event.
+    #[cfg(test)]
+    pub(crate) fn insert(&mut self, event: &Event) {
+        self.insert_at(Addresses::default().only(event.partition, event.id()), event);
     }
 
     /// To fill the active memtable, in which nothing is yet, faster than [`Self::insert`] does; no scan has learned anything
@@ -252,6 +260,11 @@ impl<D: Disk> Tree<D> {
     /// What is readable now. Take a new view to see what was inserted after a [`Self::rotate`].
     pub(crate) fn view(&self) -> TreeView<D> {
         TreeView::new(Arc::clone(&self.snapshot))
+    }
+
+    /// Whether `view` is of what is readable now.
+    pub(crate) fn is_current(&self, view: &TreeView<D>) -> bool {
+        Arc::ptr_eq(&self.snapshot, &view.snapshot)
     }
 
     /// Memtables that wait for their flush.

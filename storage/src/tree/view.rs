@@ -8,12 +8,14 @@
 //! - Memory is bounded by the caller's limits: `limit` events, and about `bytes_max` bytes plus one event.
 //! - Damage is an error of the read that met it: a read never leaves out what it could not read.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use starling_clock::Stamp;
 
 use super::Snapshot;
+use super::address::Address;
 use super::cursor::{MergeCursor, Source};
 use super::internal_key::{self, SearchKey};
 use super::memtable::Entry;
@@ -94,6 +96,21 @@ impl<D: Disk> TreeView<D> {
     ) -> Result<Option<Stamp>, Error> {
         let found = self.locate(partition, keyspace, key, Stamp::MAX)?;
         Ok(found.map(|found| found.stamp()))
+    }
+
+    /// [`Self::newest_stamp`] of the key of an event in `partition` whose address is known.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub(crate) fn newest_stamp_at(
+        &self,
+        partition: u32,
+        address: Address<'_>,
+    ) -> Result<Option<Stamp>, Error> {
+        let prefix = internal_key::prefix_of(address.key);
+        let place = (prefix, address.key_hash, Stamp::MAX);
+        let target = || SearchKey::newest_of(prefix);
+        Ok(self.locate_in(partition, place, target)?.map(|found| found.stamp()))
     }
 
     /// Whether this event is here.
@@ -290,9 +307,17 @@ impl<D: Disk> TreeView<D> {
             return Ok(None);
         }
         let target = SearchKey::new(partition, keyspace, key, at);
-        let target = target.as_bytes();
-        let prefix = internal_key::prefix_of(target);
-        let hash = key_hash(prefix);
+        let prefix = internal_key::prefix_of(target.as_bytes());
+        self.locate_in(partition, (prefix, key_hash(prefix), at), || &target)
+    }
+
+    /// `target` is asked for once tables have to be read.
+    fn locate_in<T: Borrow<SearchKey>>(
+        &self,
+        partition: u32,
+        (prefix, hash, at): (&[u8], u64, Stamp),
+        target: impl FnOnce() -> T,
+    ) -> Result<Option<Located<'_, D>>, Error> {
         let mut best: Option<Located<'_, D>> = None;
         for memtable in self.snapshot.memtables_of(partition) {
             let Some(entry) = memtable.get(prefix, hash, at) else { continue };
@@ -300,7 +325,13 @@ impl<D: Disk> TreeView<D> {
                 best = Some(Located::Memtable(entry));
             }
         }
-        for table in self.snapshot.version.tables() {
+        let tables = self.snapshot.version.tables();
+        if tables.is_empty() {
+            return Ok(best);
+        }
+        let target = target();
+        let target = target.borrow().as_bytes();
+        for table in tables {
             let bounds = table.bounds();
             let newest = best.as_ref().map(Located::stamp);
             if newest.is_some_and(|newest| bounds.stamp_greatest <= newest) {

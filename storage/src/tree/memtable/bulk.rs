@@ -17,9 +17,8 @@ use super::arena::{NodeRef, window};
 use super::sync::Ordering;
 use super::{Finger, Group, Leaves, Memtable, Target, Writer, rest_of};
 use crate::event::EventRef;
-use crate::tree::internal_key;
 use crate::tree::stored::StoredRef;
-use crate::tree::table::key_hash;
+use crate::tree::{Address, internal_key};
 
 /// What an event takes in the index and the leaves, in bytes, about.
 const BESIDE_EVENT: usize = 36;
@@ -59,29 +58,32 @@ impl Bulk {
         Self { memtable, writer, groups: Vec::new(), events: 0 }
     }
 
-    /// Adds an event.
+    /// [`Self::add_at`] the address of the event.
+    #[cfg(test)]
+    pub(crate) fn add(&mut self, event: &EventRef<'_>) {
+        let mut addresses = crate::tree::Addresses::default();
+        self.add_at(addresses.only(event.partition, event.id()), event);
+    }
+
+    /// Adds an event, whose address this is.
     ///
     /// # Panics
-    /// As [`Memtable::insert`].
-    pub(crate) fn add(&mut self, event: &EventRef<'_>) {
+    /// As [`Memtable::insert_at`].
+    pub(crate) fn add_at(&mut self, address: Address<'_>, event: &EventRef<'_>) {
         let writer = &mut self.writer;
-        let mut key = std::mem::take(&mut writer.key);
-        let stamp = event.stamp;
-        internal_key::encode_into(&mut key, event.partition, event.keyspace, event.key, stamp);
+        let Address { key, key_hash, id_hash } = address;
         let number = self.memtable.group_for(writer, (event.partition, event.keyspace.0));
         let (action, request, payload) = (event.action, event.request, event.payload);
         let value = (&StoredRef { action, request, payload }.header()[..], payload);
-        let (node, taken) = self.memtable.arena.add(&mut writer.bump, &key, value);
+        let (node, taken) = self.memtable.arena.add(&mut writer.bump, key, value);
         writer.arena_used += taken.used;
         writer.arena_allocated += taken.allocated;
-        let hash = key_hash(internal_key::prefix_of(&key)) >> 32;
         let placed = Placed {
-            window: window(rest_of(&key)),
-            id_hash: event.id().hash(),
+            window: window(rest_of(key)),
+            id_hash,
             node: node.number(),
-            key_hash: u32::try_from(hash).expect("32 bits"),
+            key_hash: u32::try_from(key_hash >> 32).expect("32 bits"),
         };
-        writer.key = key;
         let number = number as usize;
         if self.groups.len() < number {
             self.groups.resize_with(number, Vec::new);

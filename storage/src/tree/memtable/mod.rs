@@ -30,6 +30,7 @@ use std::sync::Mutex;
 
 use starling_clock::Stamp;
 
+use super::Address;
 use super::hidden::Hidden;
 use super::internal_key;
 use super::stored::StoredRef;
@@ -89,7 +90,6 @@ struct Writer {
     fingers: Vec<Finger>,
     /// The group of the last insert.
     group: u32,
-    key: Vec<u8>,
     arena_used: usize,
     arena_allocated: usize,
     groups_bytes: usize,
@@ -106,29 +106,21 @@ struct Finger {
 }
 
 impl Memtable {
-    /// Adds an event.
+    /// [`Self::insert_at`] the address of the event.
+    #[cfg(test)]
+    pub(crate) fn insert(&self, event: &Event) -> Inserted {
+        self.insert_at(super::Addresses::default().only(event.partition, event.id()), event)
+    }
+
+    /// Adds an event, whose address this is.
     ///
     /// # Panics
     /// If the key is longer than a key may be, or there are 32 GiB of events.
-    pub(crate) fn insert(&self, event: &Event) -> Inserted {
+    pub(crate) fn insert_at(&self, address: Address<'_>, event: &Event) -> Inserted {
         let mut writer = self.writer.lock().expect("no insert panicked");
         let writer = &mut *writer;
-        let mut key = std::mem::take(&mut writer.key);
-        internal_key::encode_into(
-            &mut key,
-            event.partition,
-            event.keyspace,
-            &event.key,
-            event.stamp,
-        );
-        let inserted = self.insert_encoded(writer, &key, event);
-        writer.key = key;
-        inserted
-    }
-
-    fn insert_encoded(&self, writer: &mut Writer, key: &[u8], event: &Event) -> Inserted {
+        let Address { key, key_hash: hash, id_hash } = address;
         let prefix = internal_key::prefix_of(key);
-        let hash = key_hash(prefix);
         let newest = self.newest_node(prefix, hash);
         let previous = newest.map(|(_, node)| stamp_of(node));
         let number = self.group_for(writer, (event.partition, event.keyspace.0));
@@ -163,7 +155,7 @@ impl Memtable {
         if next == 0 {
             (finger.last, finger.window) = (node.number(), target.window);
         }
-        group.count(event.id().hash());
+        group.count(id_hash);
         match newest {
             None => self.keys.add(&mut writer.keys, hash, node.number()),
             Some((before, _)) if previous < Some(event.stamp) => {
