@@ -1,13 +1,15 @@
-//! The peer RocksDB, as bundled by the crate `librocksdb-sys`.
+//! The peer RocksDB: the one that the crate `librocksdb-sys` bundles, or the system's, if `ROCKSDB_LIB_DIR` says where that is.
+//! Nothing is called here that releases since 7.8 do not have.
 
 use std::path::Path;
 
 use rocksdb::{
     BlockBasedOptions, BottommostLevelCompaction, Cache, CompactOptions, DB, DBCompressionType,
-    Options, ReadOptions, WaitForCompactOptions, WriteBatch, WriteOptions,
+    Options, ReadOptions, WriteBatch, WriteOptions, properties,
 };
 
 use super::api::{Change, Durability, Engine, EngineError, Range, Reader, Settings, Visit};
+use super::measure::pause;
 
 const NAME: &str = "rocksdb";
 
@@ -32,6 +34,23 @@ pub(super) fn open(dir: &Path, settings: Settings) -> Result<Box<dyn Engine>, En
     options.set_block_based_table_factory(&tables);
     let db = DB::open(&options, dir).map_err(failed)?;
     Ok(Box::new(RocksDb { db }))
+}
+
+impl RocksDb {
+    /// Until nothing is going on in the background.
+    fn wait(&self) -> Result<(), EngineError> {
+        let count = |name| {
+            let value = self.db.property_int_value(name).map_err(failed)?;
+            value.ok_or_else(|| failed("a property of compactions is missing"))
+        };
+        while 0 < count(properties::COMPACTION_PENDING)?
+            + count(properties::NUM_RUNNING_COMPACTIONS)?
+            + count(properties::NUM_RUNNING_FLUSHES)?
+        {
+            pause();
+        }
+        Ok(())
+    }
 }
 
 impl Engine for RocksDb {
@@ -61,7 +80,7 @@ impl Engine for RocksDb {
 
     fn settle(&self) -> Result<(), EngineError> {
         self.db.flush().map_err(failed)?;
-        self.db.wait_for_compact(&WaitForCompactOptions::default()).map_err(failed)
+        self.wait()
     }
 
     fn compact(&self) -> Result<(), EngineError> {
