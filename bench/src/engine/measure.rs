@@ -19,7 +19,7 @@ pub(super) fn now() -> Instant {
 }
 
 /// Lets a moment pass, for engines that tell nobody when their background work is done.
-#[cfg(any(feature = "fjall", feature = "sled"))]
+#[cfg(any(feature = "fjall", feature = "rocksdb", feature = "sled"))]
 pub(super) fn pause() {
     #[expect(clippy::disallowed_methods, reason = "there is nothing to be told by")]
     std::thread::sleep(Duration::from_millis(5));

@@ -11,6 +11,7 @@
 //! All keys are in one partition of one keyspace, so that a scan is in the order of keys, as the peers' are. The change log is
 //! kept, the peers have none.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -55,6 +56,8 @@ struct Shared {
     queue: Mutex<Queue>,
     /// Tickets up to here are answered.
     done: AtomicU64,
+    /// A commit has failed, `Queue::failed` says how.
+    failed: AtomicBool,
     committing: AtomicBool,
     committed_bytes: AtomicU64,
     view: Mutex<View<OsDisk>>,
@@ -74,8 +77,8 @@ struct Queue {
     newest: u64,
     /// The last ticket given out.
     tickets: u64,
-    /// Who sleeps until its ticket is answered.
-    sleeping: Vec<Thread>,
+    /// Who sleeps until its ticket is answered, or it is to make the next commit. Tickets rise.
+    sleeping: VecDeque<(u64, Thread)>,
     failed: Option<String>,
 }
 
@@ -118,6 +121,7 @@ pub(super) fn open(dir: &Path, settings: Settings) -> Result<Box<dyn Engine>, En
         room: Condvar::new(),
         queue: Mutex::new(Queue { newest, ..Queue::default() }),
         done: AtomicU64::new(0),
+        failed: AtomicBool::new(false),
         committing: AtomicBool::new(false),
         committed_bytes: AtomicU64::new(0),
         published: AtomicU64::new(0),
@@ -227,9 +231,16 @@ impl Shared {
                     continue;
                 }
             }
-            queue.sleeping.push(std::thread::current());
+            queue.sleeping.push_back((ticket, std::thread::current()));
             drop(queue);
             std::thread::park();
+            if ticket > self.done.load(Ordering::Acquire) {
+                queue = lock(&self.queue);
+                continue;
+            }
+            if !self.failed.load(Ordering::Acquire) {
+                return Ok(());
+            }
             queue = lock(&self.queue);
         }
     }
@@ -247,7 +258,8 @@ impl Shared {
         std::thread::yield_now();
     }
 
-    /// Commits all that waits, answers it, and wakes who sleeps.
+    /// Commits all that waits, answers it, wakes who makes the next commit, so that the disk is not idle, and then who is
+    /// answered.
     fn commit<'a>(&'a self, mut queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
         // Of one writer the next commit is as large as this one, more often than not.
         let room = Vec::with_capacity(queue.writes.len());
@@ -259,15 +271,19 @@ impl Shared {
         let mut queue = lock(&self.queue);
         if let Err(error) = result {
             queue.failed.get_or_insert(error.to_string());
+            self.failed.store(true, Ordering::Release);
         }
         self.done.store(up_to, Ordering::Release);
         self.committing.store(false, Ordering::Release);
         if queue.sleeping.is_empty() {
             return queue;
         }
-        let sleeping = std::mem::take(&mut queue.sleeping);
+        let answered = queue.sleeping.partition_point(|(ticket, _)| *ticket <= up_to);
+        let rest = queue.sleeping.split_off(answered);
+        let answered = std::mem::replace(&mut queue.sleeping, rest);
+        let next = queue.sleeping.pop_front();
         drop(queue);
-        for thread in sleeping {
+        for (_, thread) in next.into_iter().chain(answered) {
             thread.unpark();
         }
         lock(&self.queue)
