@@ -10,10 +10,9 @@
 //! An insert looks for its place and waits for memory at each step of that. Events that are sorted go behind each other
 //! without a search, and it is known beforehand which memory comes next.
 
-use std::cmp::Ordering as Order;
 use std::sync::Arc;
 
-use super::arena::{NodeRef, window};
+use super::arena::{Node, NodeRef, window};
 use super::sync::Ordering;
 use super::{Finger, Group, Leaves, Memtable, Target, Writer, rest_of};
 use crate::event::EventRef;
@@ -104,7 +103,7 @@ impl Bulk {
         let mut newest = Vec::with_capacity(self.events);
         let mut events = 0;
         for (number, mut placed) in (1..).zip(std::mem::take(&mut self.groups)) {
-            placed.sort_unstable_by(|left, right| compare(&self.memtable, left, right));
+            sort(&self.memtable, &mut placed);
             events += self.append(number, &placed, &mut newest);
         }
         // Neighbours in the index meet the same memory.
@@ -130,9 +129,8 @@ impl Bulk {
             if let Some(ahead) = placed.get(index + AHEAD).map(|ahead| ahead.node) {
                 memtable.arena.prefetch(NodeRef::from_number(ahead).expect("the number of a node"));
             }
-            let this = key(&memtable, at);
             let is_version = before.filter(|before| before.key_hash == at.key_hash).map(|before| {
-                let before = key(&memtable, before);
+                let (before, this) = (key(&memtable, before), key(&memtable, at));
                 (before == this, internal_key::prefix_of(before) == internal_key::prefix_of(this))
             });
             match is_version {
@@ -140,7 +138,7 @@ impl Bulk {
                 Some((false, true)) => {}
                 _ => newest.push(u64::from(at.key_hash) << 32 | u64::from(at.node)),
             }
-            let target = Target::new(this);
+            let target = Target::of(node(&memtable, at), at.window);
             let Writer { fingers, leaves: leaf_writer, heights, .. } = &mut self.writer;
             let finger = &mut fingers[number as usize - 1];
             memtable.link(group, finger.last).store(at.node, Ordering::Release);
@@ -156,15 +154,24 @@ impl Bulk {
     }
 }
 
-/// The order of internal keys; of one event twice, that in which it came.
-fn compare(memtable: &Memtable, left: &Placed, right: &Placed) -> Order {
-    left.window.cmp(&right.window).then_with(|| {
-        let keys = key(memtable, left).cmp(key(memtable, right));
-        keys.then(left.node.cmp(&right.node))
-    })
+/// Puts events in the order of internal keys; one event twice, in that in which it came.
+fn sort(memtable: &Memtable, placed: &mut [Placed]) {
+    // By what is near, and what that leaves equal by the keys.
+    placed.sort_unstable_by_key(|at| at.window);
+    for equal in placed.chunk_by_mut(|left, right| left.window == right.window) {
+        if 1 < equal.len() {
+            equal.sort_unstable_by(|left, right| {
+                let keys = key(memtable, left).cmp(key(memtable, right));
+                keys.then(left.node.cmp(&right.node))
+            });
+        }
+    }
 }
 
 fn key<'a>(memtable: &'a Memtable, placed: &Placed) -> &'a [u8] {
-    let at = NodeRef::from_number(placed.node).expect("the number of a node");
-    memtable.arena.node(at).key()
+    node(memtable, placed).key()
+}
+
+fn node<'a>(memtable: &'a Memtable, placed: &Placed) -> Node<'a> {
+    memtable.arena.node(NodeRef::from_number(placed.node).expect("the number of a node"))
 }

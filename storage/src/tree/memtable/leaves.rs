@@ -19,7 +19,7 @@ use super::groups::Group;
 use super::skiplist::{self, HEIGHT_MAX, List, Path};
 use super::stable::Stable;
 use super::sync::{AtomicU32, AtomicU64, Ordering};
-use super::{Target, rest_of};
+use super::{Target, bits, rest_of};
 
 /// Slots of a leaf.
 pub(super) const SLOTS: usize = if cfg!(all(loom, test)) { 2 } else { 32 };
@@ -79,7 +79,7 @@ impl Leaf {
     /// The first slot that is not before the target; slots that are being moved may give any.
     #[inline]
     fn find(&self, arena: &Arena, target: &Target<'_>) -> usize {
-        let wanted = bits(target.rest, self.shared.load(Ordering::Relaxed) as usize);
+        let wanted = target.bits(self.shared.load(Ordering::Relaxed) as usize);
         let (mut low, mut size) = (0, self.count());
         while 0 < size {
             let half = size / 2;
@@ -114,13 +114,14 @@ impl Leaf {
         self.shared.store(u32::try_from(shared).expect("a key's length"), Ordering::Relaxed);
         for slot in &self.slots[..self.count()] {
             let number = number_in(slot.load(Ordering::Relaxed));
-            slot.store(slot_of(rest_at(arena, number), shared, number), Ordering::Release);
+            let bits = bits(rest_at(arena, number), shared);
+            slot.store(slot_of(bits, number), Ordering::Release);
         }
     }
 }
 
-fn slot_of(rest: &[u8], shared: usize, number: u32) -> u64 {
-    u64::from(bits(rest, shared)) << 32 | u64::from(number)
+fn slot_of(bits: u32, number: u32) -> u64 {
+    u64::from(bits) << 32 | u64::from(number)
 }
 
 fn number_in(slot: u64) -> u32 {
@@ -129,18 +130,6 @@ fn number_in(slot: u64) -> u32 {
 
 fn bits_in(slot: u64) -> u32 {
     u32::try_from(slot >> 32).expect("32 bits")
-}
-
-/// Four bytes behind the shared ones, as a number; what is shorter is filled up with zeros.
-#[inline]
-fn bits(rest: &[u8], shared: usize) -> u32 {
-    let rest = rest.get(shared..).unwrap_or_default();
-    if let Some(first) = rest.first_chunk() {
-        return u32::from_be_bytes(*first);
-    }
-    let mut filled = [0; size_of::<u32>()];
-    filled[..rest.len()].copy_from_slice(rest);
-    u32::from_be_bytes(filled)
 }
 
 /// How many bytes all keys between these two begin with.
@@ -272,7 +261,7 @@ impl Leaves<'_> {
             if window != target.window {
                 return window < target.window;
             }
-            rest_at(self.arena, leaf.first.load(Ordering::Relaxed)) < target.rest
+            rest_at(self.arena, leaf.first.load(Ordering::Relaxed)) < target.rest()
         };
         let next = skiplist::search(self, begins_before, path);
         (self.or_first(path[0]), next)
@@ -307,7 +296,7 @@ impl Leaves<'_> {
         }
         let leaf = self.store.get(at);
         let shared = leaf.shared.load(Ordering::Relaxed) as usize;
-        leaf.insert(index, slot_of(target.rest, shared, number));
+        leaf.insert(index, slot_of(target.bits(shared), number));
         last
     }
 

@@ -404,14 +404,46 @@ impl Memtable {
 /// What a search in a group is for, less the head, which is the group's.
 struct Target<'a> {
     window: u128,
-    rest: &'a [u8],
+    rest: Rest<'a>,
+}
+
+/// A key less its head, or where it is: it may be far, and is seldom asked for.
+#[derive(Clone, Copy)]
+enum Rest<'a> {
+    Near(&'a [u8]),
+    In(Node<'a>),
 }
 
 impl<'a> Target<'a> {
     /// `target` may be shorter than a head: then it is before all keys of the group, or the group is not searched.
     fn new(target: &'a [u8]) -> Self {
         let rest = rest_of(target);
-        Self { window: window(rest), rest }
+        Self { window: window(rest), rest: Rest::Near(rest) }
+    }
+
+    /// The key of `node`, whose window this is.
+    fn of(node: Node<'a>, window: u128) -> Self {
+        Self { window, rest: Rest::In(node) }
+    }
+
+    #[inline]
+    fn rest(&self) -> &'a [u8] {
+        match self.rest {
+            Rest::Near(rest) => rest,
+            Rest::In(node) => rest_of(node.key()),
+        }
+    }
+
+    /// Four bytes behind the first `shared` ones, as a number; what is shorter is filled up with zeros.
+    #[inline]
+    fn bits(&self, shared: usize) -> u32 {
+        match (size_of::<u128>() - size_of::<u32>()).checked_sub(shared) {
+            Some(behind) => {
+                let bits = (self.window >> (8 * behind)) & u128::from(u32::MAX);
+                u32::try_from(bits).expect("32 bits")
+            }
+            None => bits(self.rest(), shared),
+        }
     }
 
     /// Whether `node` is before the target.
@@ -421,8 +453,20 @@ impl<'a> Target<'a> {
         if window != self.window {
             return window < self.window;
         }
-        rest_of(node.key()) < self.rest
+        rest_of(node.key()) < self.rest()
     }
+}
+
+/// Four bytes behind the first `shared` ones, as a number; what is shorter is filled up with zeros.
+#[inline]
+fn bits(rest: &[u8], shared: usize) -> u32 {
+    let rest = rest.get(shared..).unwrap_or_default();
+    if let Some(first) = rest.first_chunk() {
+        return u32::from_be_bytes(*first);
+    }
+    let mut filled = [0; size_of::<u32>()];
+    filled[..rest.len()].copy_from_slice(rest);
+    u32::from_be_bytes(filled)
 }
 
 /// An internal key, or what a search is for, less its head.
