@@ -18,7 +18,7 @@ use starling_clock::Stamp;
 use crate::change_ids::{Ids, IndexHead, IndexPlace, encode_index, index_path, read_index};
 use crate::event::{DecodeError, EventId};
 use crate::log::{
-    FrameRef, LogKind, LogOptions, LogReader, LogSegment, Record, RecordLog, Segment,
+    FrameRef, LogKind, LogOptions, LogReader, LogSegment, LogWrite, Record, RecordLog, Segment,
 };
 use crate::{Change, Config, Disk, DiskFile, Error, packed};
 
@@ -160,6 +160,16 @@ impl<D: Disk> ChangeLog<D> {
         self.log.stage(&[change]);
     }
 
+    /// A sync of the write-ahead log is under way: what was taken so far is what it is for.
+    pub(crate) fn set_aside(&mut self) {
+        self.log.set_aside();
+    }
+
+    /// That sync has ended: lets readers see what it was for.
+    pub(crate) fn publish_aside(&mut self) {
+        self.log.publish_aside();
+    }
+
     /// The write-ahead log is synced: lets readers see what was taken.
     pub(crate) fn publish(&mut self) {
         self.log.publish();
@@ -175,6 +185,30 @@ impl<D: Disk> ChangeLog<D> {
             return Ok(false);
         }
         self.log.write_out()
+    }
+
+    /// Whether a [`LogWrite`] is out.
+    pub(crate) fn is_writing(&self) -> bool {
+        self.log.is_writing()
+    }
+
+    /// A write of what is published, if it is enough to be worth it and none is out.
+    ///
+    /// # Errors
+    /// As [`Self::write_out`].
+    pub(crate) fn begin_write(&mut self) -> Result<Option<LogWrite<D::File>>, Error> {
+        if self.log.is_writing() || self.log.pending_bytes() < self.write_bytes_min {
+            return Ok(None);
+        }
+        self.log.begin_write()
+    }
+
+    /// Takes a write back.
+    ///
+    /// # Errors
+    /// [`Error::Full`], [`Error::Io`]: nothing changed.
+    pub(crate) fn finish_write(&mut self, write: LogWrite<D::File>) -> Result<(), Error> {
+        self.log.finish_write(write).map(|_| ())
     }
 
     /// Makes what is published durable here too.
@@ -229,7 +263,7 @@ impl<D: Disk> ChangeLog<D> {
             self.write_index()?;
             return Ok(true);
         }
-        if self.log.has_open_segment() {
+        if self.log.has_open_segment() && !self.log.is_writing() {
             let opened_ms = *self.opened_ms.get_or_insert(now_ms);
             // Eight segments at the least within the age, so that retention is not too coarse.
             let aged = opened_ms.saturating_add(self.age_ms_max / 8) < now_ms;

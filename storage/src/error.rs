@@ -29,10 +29,10 @@ pub enum Error {
         /// File name, relative to the data directory.
         file: String,
     },
-    /// Flushes are so far behind that there is no place for the commit. Nothing was written; try again once a job ended.
-    #[error("{waiting} memtables wait for their flush: write slower")]
+    /// Jobs are so far behind that there is no place for the commit. Nothing was written; try again once one ended.
+    #[error("{waiting} memtables or buffers wait to be written: write slower")]
     Busy {
-        /// Memtables that wait.
+        /// Memtables that wait for their flush, and buffers that are being written.
         waiting: usize,
     },
     /// The hints held for a node reached their bound. Nothing was written, not even the rest of the commit.

@@ -169,6 +169,16 @@ impl<D: Disk> Hints<D> {
         self.targets.values().map(|target| target.log.pending_bytes()).sum()
     }
 
+    /// A sync of the write-ahead log is under way: what was taken so far is what it is for.
+    pub(crate) fn set_aside(&mut self) {
+        self.targets.values_mut().for_each(|target| target.log.set_aside());
+    }
+
+    /// That sync has ended: lets readers see what it was for.
+    pub(crate) fn publish_aside(&mut self) {
+        self.targets.values_mut().for_each(|target| target.log.publish_aside());
+    }
+
     /// The write-ahead log is synced: lets readers see what was taken.
     pub(crate) fn publish(&mut self) {
         for target in self.targets.values_mut() {

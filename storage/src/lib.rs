@@ -34,12 +34,13 @@ mod varint;
 mod view;
 mod wal;
 mod wal_record;
+mod wal_sync;
 
 pub use config::{Config, HistoryRetention, MEMTABLE_BYTES_LIMIT, Retentions, TreeConfig};
 pub use disk::{
     CrashMode, Disk, DiskFile, Fault, OsDisk, OsFile, OsLock, SimDisk, SimFile, SimLock,
 };
-pub use engine::Storage;
+pub use engine::{Job, Storage};
 pub use error::{Error, ErrorKind};
 pub use event::{
     Action, DecodeError, EVENT_HEADER_SIZE, EVENT_LAYOUT, EVENT_SIZE_LIMIT, Event, EventId,
@@ -47,7 +48,6 @@ pub use event::{
 };
 pub use lsn::Lsn;
 pub use scrub::{Scrub, ScrubStatus, Scrubbed};
-pub use tree::Job;
 pub use types::{
     CLUSTER_NAME_SIZE_MAX, Change, Digest, Estimate, Identity, META_COUNT_MAX, META_NAME_SIZE_MAX,
     META_VALUE_SIZE_MAX, Mode, Order, Outcome, PartitionCursor, Progress, Scan, ScanPage, Status,

@@ -18,7 +18,6 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use starling_clock::mutation::{self, Mutation};
 use starling_clock::{NodeId, Stamp};
 
 use crate::event::DecodeError;
@@ -29,6 +28,7 @@ use crate::log::{
 use crate::wal_record::{
     HINT_HEADER_SIZE, WalRecordRef, encode_event, encode_hint, encode_hints_done, encode_named,
 };
+use crate::wal_sync::{Gate, WalSync};
 use crate::{Disk, DiskFile, Error, Event, Lsn, Provenance, varint};
 
 /// Fewer bytes of records are not compressed: the commit would wait longer for that than for the bytes it saves.
@@ -66,6 +66,9 @@ pub(crate) struct Wal<D: Disk> {
     /// What was synced last was small.
     write_ahead: bool,
     commit: Commit,
+    gate: Arc<Gate>,
+    /// A [`WalSync`] is out.
+    syncing: bool,
     poisoned: bool,
 }
 
@@ -136,6 +139,8 @@ impl<D: Disk> Wal<D> {
             durable: next,
             write_ahead: false,
             commit: Commit::default(),
+            gate: Arc::default(),
+            syncing: false,
             poisoned: false,
         })
     }
@@ -147,7 +152,7 @@ impl<D: Disk> Wal<D> {
 
     /// Whether a write or sync has failed.
     pub(crate) fn is_poisoned(&self) -> bool {
-        self.poisoned
+        self.poisoned || self.gate.has_failed()
     }
 
     /// Takes nothing more until it is opened again.
@@ -302,7 +307,7 @@ impl<D: Disk> Wal<D> {
     fn undo_write(&mut self) -> io::Result<()> {
         self.active.file.truncate(self.active.len)?;
         self.active.file_len = self.active.len;
-        self.active.file.sync()
+        self.gate.sync(&*self.active.file, &self.active.path).map_err(io::Error::other)
     }
 
     /// Makes what was written survive a crash.
@@ -314,17 +319,42 @@ impl<D: Disk> Wal<D> {
         if self.durable == self.written {
             return Ok(());
         }
-        if !mutation::is(Mutation::SkipFsync)
-            && let Err(error) = self.active.file.sync()
-            && !mutation::is(Mutation::RetryFsync)
-        {
-            self.poisoned = true;
-            return Err(write_failed("sync", &self.active.path)(error));
-        }
+        let synced = self.gate.sync(&*self.active.file, &self.active.path);
+        synced.inspect_err(|_| self.poisoned = true)?;
         self.write_ahead = self.active.len - self.durable_len <= SMALL_SYNC_BYTES;
         self.durable_len = self.active.len;
         self.durable = self.written;
         Ok(())
+    }
+
+    /// A sync of what is written so far, to be run on another thread and given back to [`Self::finish_sync`]; `None` if all of
+    /// that is on disk, or one is out.
+    pub(crate) fn begin_sync(&mut self) -> Option<WalSync<D::File>> {
+        assert!(!self.poisoned);
+        if self.syncing || self.unsynced() == 0 {
+            return None;
+        }
+        self.syncing = true;
+        let Segment { file, path, len, .. } = &self.active;
+        let up_to = (self.written, *len);
+        Some(WalSync::new(Arc::clone(&self.gate), Arc::clone(file), path.clone(), up_to))
+    }
+
+    /// Takes a sync back; tells whether it was run.
+    ///
+    /// # Errors
+    /// [`Error::WriteFailed`]: the log is poisoned.
+    pub(crate) fn finish_sync(&mut self, sync: WalSync<D::File>) -> Result<bool, Error> {
+        self.syncing = false;
+        let (up_to, len) = (sync.up_to, sync.len);
+        let Some(outcome) = sync.end() else { return Ok(false) };
+        outcome.inspect_err(|_| self.poisoned = true)?;
+        // A sync that was not told to another thread may have done the same meanwhile.
+        if self.durable < up_to {
+            assert!(self.active.head.first <= up_to, "a segment ends with a sync");
+            (self.durable, self.durable_len) = (up_to, len);
+        }
+        Ok(true)
     }
 
     /// Goes on in a new segment. Everything has to be written and synced.

@@ -121,7 +121,10 @@ fn a_flush_goes_on_beside_merges() {
     storage.rotate().unwrap();
     let flush = storage.begin_job(1).unwrap();
     assert!(flush.is_flush());
-    assert!(storage.begin_job(1).is_none(), "one flush at a time, and no run twice");
+    while let Some(job) = storage.begin_job(1) {
+        assert!(job.rank() < flush.rank(), "one flush at a time, and no run twice");
+        finish(&mut storage, job);
+    }
     finish(&mut storage, flush);
     finish(&mut storage, merge);
     assert_eq!(count(&storage), n + 1);

@@ -368,18 +368,18 @@ impl Shared {
         }
     }
 
-    /// One step of each job that is out, flushes before merges; takes new ones in, and back those that are done.
+    /// One step of the job that is out and comes first; takes new ones in, and back those that are done.
     fn step_background(
         &self,
         jobs: &mut Vec<Job<OsDisk>>,
         stop: bool,
     ) -> Result<Progress, starling_storage::Error> {
-        if !stop && !jobs.iter().any(Job::is_flush) {
+        if !stop {
             let mut storage = lock(&self.storage);
             jobs.extend(std::iter::from_fn(|| storage.begin_job(NOW_MS)));
         }
-        let flush = jobs.iter().position(Job::is_flush).unwrap_or(0);
-        if let Some(job) = jobs.get_mut(flush)
+        let first = (0..jobs.len()).min_by_key(|&index| jobs[index].rank()).unwrap_or(0);
+        if let Some(job) = jobs.get_mut(first)
             && !stop
             && job.step() == Progress::Did
         {
@@ -388,7 +388,7 @@ impl Shared {
         let mut storage = lock(&self.storage);
         let ended = if stop { jobs.len() } else { jobs.len().min(1) };
         for _ in 0..ended {
-            let job = jobs.remove(if stop { 0 } else { flush });
+            let job = jobs.remove(if stop { 0 } else { first });
             storage.finish_job(job)?;
             self.publish(&storage);
             self.room.notify_all();

@@ -10,7 +10,7 @@
 
 use starling_node::core::storage::{StorageAnswer, StorageFailure, StorageRequest};
 use starling_node::core::types::{Input, Ticket};
-use starling_storage::{Job, Progress};
+use starling_storage::Progress;
 
 use super::event::Event;
 use super::node::guard;
@@ -164,13 +164,13 @@ impl World {
         }
     }
 
-    /// The thread beside the writer does a part of a job: of flushes first, of merges in turn.
+    /// The thread beside the writer does a part of a job: by their rank, those of one rank in turn.
     pub(super) fn step_job(&mut self, node: usize) {
         let factor = self.nodes[node].slow * self.nodes[node].slow_disk;
         let syncs = self.nodes[node].disk.syncs();
         let running = self.running(node);
-        let next = running.jobs.iter().position(Job::is_flush).unwrap_or(0);
-        let Some(mut job) = running.jobs.remove(next) else {
+        let next = (0..running.jobs.len()).min_by_key(|&index| running.jobs[index].rank());
+        let Some(mut job) = next.and_then(|next| running.jobs.remove(next)) else {
             running.stepping = false;
             return;
         };

@@ -333,7 +333,7 @@ fn scrub_lane(mut scrub: Scrub<OsDisk>, bytes_per_second: u64, end: &Mailbox<()>
     }
 }
 
-/// Carries on with the jobs, flushes before merges and merges in turn, and nudges the writer when one ends.
+/// Carries on with the jobs, by their rank and those of one rank in turn, and nudges the writer when one ends.
 fn work_lane(jobs: &Jobs, writer: &Mailbox<Ticketed>) {
     let mut out = Vec::new();
     loop {
@@ -341,10 +341,7 @@ fn work_lane(jobs: &Jobs, writer: &Mailbox<Ticketed>) {
         if jobs.begun.take(&mut out, wait) == Taken::Closed {
             return;
         }
-        let next = out.iter().position(Job::is_flush).unwrap_or(0);
-        if next == out.len() {
-            continue;
-        }
+        let Some(next) = (0..out.len()).min_by_key(|&index| out[index].rank()) else { continue };
         let mut job: Job<OsDisk> = out.remove(next);
         match job.step() {
             Progress::Did => out.push(job),

@@ -7,6 +7,7 @@
 
 use super::Storage;
 use super::commit::FROZEN_MAX;
+use super::job::Task;
 use crate::state::State;
 use crate::{Disk, Error, Job, Progress};
 
@@ -53,7 +54,7 @@ impl<D: Disk> Storage<D> {
         self.run_units(&units, now_ms)
     }
 
-    /// The next flush, merge or removal of files that can be done beside those that are out, as a value for another
+    /// The next piece of work that can be done beside those that are out, as a value for another
     /// thread; `None` if there is none, or storage is poisoned. Several may be out at once. From the first call on a
     /// commit that has no room is refused with [`Error::Busy`] instead of doing the work itself.
     pub fn begin_job(&mut self, now_ms: u64) -> Option<Job<D>> {
@@ -61,7 +62,20 @@ impl<D: Disk> Storage<D> {
         if self.wal.is_poisoned() {
             return None;
         }
-        self.tree.begin_job(now_ms, &self.retentions)
+        if let Some(job) = self.tree.begin_job(now_ms, &self.retentions) {
+            return Some(Job { task: Task::Tree(Box::new(job)) });
+        }
+        let staged = self.changes.staged_bytes() + self.hints.staged_bytes();
+        if self.config.log_buffer_bytes_max / 2 <= staged
+            && let Some(sync) = self.wal.begin_sync()
+        {
+            self.changes.set_aside();
+            self.hints.set_aside();
+            return Some(Job { task: Task::Sync(sync) });
+        }
+        // If it cannot even be begun, upkeep tries and tells.
+        let write = self.changes.begin_write().ok().flatten()?;
+        Some(Job { task: Task::Changes(write) })
     }
 
     /// Takes a job back: one small write and sync make it count, if it was done.
@@ -69,9 +83,21 @@ impl<D: Disk> Storage<D> {
     /// # Errors
     /// As [`Self::work`]; what failed is begun anew by a later job.
     pub fn finish_job(&mut self, job: Job<D>) -> Result<(), Error> {
-        self.check_poison()?;
-        let result = self.tree.finish_job(job);
-        self.poison_on(result)
+        match job.task {
+            Task::Sync(sync) => {
+                if self.wal.finish_sync(sync)? {
+                    self.changes.publish_aside();
+                    self.hints.publish_aside();
+                }
+                Ok(())
+            }
+            Task::Changes(write) => self.changes.finish_write(write),
+            Task::Tree(job) => {
+                self.check_poison()?;
+                let result = self.tree.finish_job(*job);
+                self.poison_on(result)
+            }
+        }
     }
 
     /// How far background work is behind, from 0 (not at all) to 100 (the next memtable would have no place, and a
@@ -84,7 +110,9 @@ impl<D: Disk> Storage<D> {
         let memtables = memtables * 100 / (FROZEN_MAX * 100 - 50);
         let runs = self.tree.runs().saturating_sub(RUNS_EASY_MAX);
         let runs = (runs * 90 / (RUNS_HARD_MAX - RUNS_EASY_MAX)).min(90);
-        u8::try_from(memtables.max(runs).min(100)).expect("at most 100")
+        let (waiting, easy) = (self.changes.pending_bytes(), self.buffers_max());
+        let logs = waiting.saturating_sub(easy) * 100 / (self.backlog_max() - easy);
+        u8::try_from(memtables.max(runs).max(logs).min(100)).expect("at most 100")
     }
 
     /// Ends the memtable, whatever its size, so that jobs or [`Self::work`] write it to tables: before a copy of the
@@ -115,8 +143,15 @@ impl<D: Disk> Storage<D> {
         failed.map_or(Ok(Progress::Idle), Err)
     }
 
+    /// Writes changes and hints, if it is worth it; changes only if that is no job's work, or no job comes to it.
     pub(super) fn write_logs(&mut self) -> Result<bool, Error> {
-        let changes = self.changes.write_out();
+        let waiting = self.changes.pending_bytes();
+        let is_left = !self.helped || self.config.log_buffer_bytes_max < waiting;
+        let changes = if is_left && !self.changes.is_writing() {
+            self.changes.write_out()
+        } else {
+            Ok(false)
+        };
         let hints = self.hints.write_out();
         Ok(changes? | hints?)
     }
@@ -133,7 +168,7 @@ impl<D: Disk> Storage<D> {
     /// Removes the oldest segment of the write-ahead log, if all that its records say is durable elsewhere.
     fn trim_wal(&mut self) -> Result<bool, Error> {
         let flushed = self.tree.flushed();
-        if self.wal.oldest_sealed().is_none_or(|last| flushed < last) {
+        if self.wal.oldest_sealed().is_none_or(|last| flushed < last) || self.changes.is_writing() {
             return Ok(false);
         }
         self.sync()?;

@@ -23,6 +23,8 @@ use crate::{Disk, Error, Event, EventId, KEY_SIZE_MAX, Mode, Outcome, Provenance
 pub(super) const FROZEN_MAX: usize = 3;
 /// Changes and hints may wait in memory for so many times `log_buffer_bytes_max` when they cannot be written.
 const BACKLOG_FACTOR: usize = 16;
+/// And for so many times that if jobs are to write them.
+const HELPED_FACTOR: usize = 4;
 /// All named values together, names counted, in bytes: the state file is written as a whole.
 const META_BYTES_MAX: usize = 64 << 20;
 
@@ -81,10 +83,13 @@ impl<D: Disk> Storage<D> {
     /// written elsewhere it is done here, or the caller is sent away if somebody else has it in hand.
     pub(super) fn make_room(&mut self, now_ms: u64) -> Result<(), Error> {
         let waiting = self.changes.pending_bytes() + self.hints.pending_bytes();
-        if waiting > self.config.log_buffer_bytes_max {
+        if waiting > self.buffers_max() {
             let result = self.write_logs();
             match self.poison_on(result) {
-                Err(error) if waiting > BACKLOG_FACTOR * self.config.log_buffer_bytes_max => {
+                Ok(_) if self.changes.is_writing() && waiting > self.backlog_max() => {
+                    return Err(Error::Busy { waiting: 1 + self.tree.frozen() });
+                }
+                Err(error) if waiting > self.backlog_max() => {
                     return Err(error);
                 }
                 Err(error @ Error::WriteFailed { .. }) => return Err(error),
@@ -98,6 +103,18 @@ impl<D: Disk> Storage<D> {
         }
         self.make_place(now_ms)?;
         self.roll()
+    }
+
+    /// How many bytes of changes and hints may wait, for a sync and to be written each, before a commit sees to that itself:
+    /// more if jobs are to do it.
+    pub(super) fn buffers_max(&self) -> usize {
+        let factor = if self.helped { HELPED_FACTOR } else { 1 };
+        factor * self.config.log_buffer_bytes_max
+    }
+
+    /// How many bytes of changes and hints may wait to be written at all.
+    pub(super) fn backlog_max(&self) -> usize {
+        BACKLOG_FACTOR * self.config.log_buffer_bytes_max
     }
 
     /// Makes sure that another memtable may wait for its flush.

@@ -14,6 +14,7 @@
 
 mod background;
 mod commit;
+mod job;
 mod recovery;
 
 use std::collections::BTreeMap;
@@ -36,6 +37,7 @@ use crate::{
     Config, Disk, Error, Event, HistoryRetention, Identity, KeyspaceId, Lsn, Outcome, Retentions,
     Status, Sync, View, Write,
 };
+pub use job::Job;
 use recovery::Recovery;
 
 const WAL_DIR: &str = "wal";
@@ -173,7 +175,7 @@ impl<D: Disk> Storage<D> {
         let staged = self.changes.staged_bytes() + self.hints.staged_bytes();
         let synced = sync == Sync::Now
             || writes.iter().any(|write| matches!(write, Write::Meta { .. }))
-            || staged > self.config.log_buffer_bytes_max;
+            || staged > self.buffers_max();
         if synced && let Err(error) = self.wal.sync() {
             self.wal.abandon();
             return Err(error);

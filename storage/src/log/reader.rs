@@ -83,7 +83,7 @@ impl<F: DiskFile> LogReader<F> {
     /// The first record that is kept, and one past the last that may be read.
     pub(crate) fn range(&self) -> (u64, u64) {
         let state = read_lock(&self.shared);
-        (state.first(), state.next)
+        (state.first(), state.pending.next)
     }
 
     /// Records from `from` on: at most `limit`, and no more once they hold `bytes_max` bytes. Empty at the end. `decode`
@@ -135,10 +135,13 @@ impl<F: DiskFile> LogReader<F> {
         if number < first {
             return Err(Error::Gap { from: number, first });
         }
-        Ok(if number >= state.next {
+        let writing = state.writing.as_deref();
+        Ok(if number >= state.pending.next {
             Place::End
-        } else if number >= state.pending_first {
-            Place::Memory(state.pending_from(number, records_max, bytes_max))
+        } else if number >= state.pending.first() {
+            Place::Memory(state.pending.from(number, records_max, bytes_max))
+        } else if let Some(batch) = writing.filter(|batch| number >= batch.first()) {
+            Place::Memory(batch.from(number, records_max, bytes_max))
         } else {
             let (segment, mark) = state.written(number);
             Place::Segment(segment, mark)
@@ -148,7 +151,7 @@ impl<F: DiskFile> LogReader<F> {
 
 impl<F> State<F> {
     fn first(&self) -> u64 {
-        self.segments.front().map_or(self.pending_first, |entry| entry.segment.head.first)
+        self.segments.front().map_or(self.pending.first(), |entry| entry.segment.head.first)
     }
 
     /// The segment of a written record, and a place in it at or before the record.
@@ -158,27 +161,5 @@ impl<F> State<F> {
         assert!(number < entry.next);
         let mark = entry.marks.partition_point(|mark| mark.number <= number) - 1;
         (entry.segment.clone(), entry.marks[mark])
-    }
-
-    /// A copy of published records that are not yet written, from `number` on: whole ones, with their lengths, at
-    /// most `records_max`, about `bytes_max` bytes.
-    fn pending_from(&self, number: u64, records_max: usize, bytes_max: usize) -> Bytes {
-        let span = |offset| record_span(&self.pending, offset).expect("we encoded it");
-        let mark = self.pending_marks.partition_point(|mark| mark.number <= number) - 1;
-        let Mark { number: mut at, offset } = self.pending_marks[mark];
-        let mut start = in_memory(offset);
-        while at < number {
-            start = span(start).1;
-            at += 1;
-        }
-        let (mut end, mut records) = (start, 0);
-        while end < self.pending.len()
-            && records < records_max
-            && (records == 0 || end - start < bytes_max)
-        {
-            end = span(end).1;
-            records += 1;
-        }
-        Bytes::copy_from_slice(&self.pending[start..end])
     }
 }

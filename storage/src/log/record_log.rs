@@ -1,7 +1,8 @@
 //! [`RecordLog`]: the log below the change log and the hints. It follows the write-ahead log, which holds its
 //! records durably before they come here, so that nothing here ever waits for the disk on the way of a write.
 //!
-//! A record is *staged* (not to be seen), *published* (readable, in memory), *written* (many in a frame), *synced*.
+//! A record is *staged* (not to be seen), perhaps *set aside* while a sync that is for it is under way, *published* (readable, in
+//! memory), *written* (many in a frame), *synced*.
 //!
 //! Invariants:
 //!
@@ -16,7 +17,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::frame::{FRAME_RECORDS_TARGET, FrameHead, FrameRef, encode_frame};
+use super::frame::{FRAME_RECORDS_TARGET, FrameRef};
+use super::log_write::{Batch, LogWrite, Target, Written};
 use super::reader::LogReader;
 use super::recover::{Recovered, recover};
 use super::segment::{LogKind, Segment, SegmentHead, list_segments, remove_durably, write_failed};
@@ -26,7 +28,7 @@ use crate::{Disk, DiskFile, Error, varint};
 /// A frame holds about as many bytes of records.
 pub(super) const MARK_DISTANCE: u64 = FRAME_RECORDS_TARGET as u64;
 /// Fewer bytes of records are not compressed: it saves next to nothing.
-const COMPRESS_FROM: usize = 512;
+pub(super) const COMPRESS_FROM: usize = 512;
 
 /// Where a record starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,13 +52,10 @@ pub(super) struct State<F> {
     pub(super) segments: VecDeque<LogSegment<F>>,
     /// The last segment takes more records.
     pub(super) active: bool,
-    /// Published and not yet written: records, each with its length before it.
-    pub(super) pending: Vec<u8>,
-    pub(super) pending_first: u64,
-    /// Offsets in `pending`, where frames will begin.
-    pub(super) pending_marks: Vec<Mark>,
-    /// One past the last published record.
-    pub(super) next: u64,
+    /// Published and not yet written, those before `pending`: a [`LogWrite`] has them.
+    pub(super) writing: Option<Arc<Batch>>,
+    /// Published and not yet written. Its `next` is one past the last published record.
+    pub(super) pending: Batch,
 }
 
 /// See the file's head.
@@ -70,10 +69,15 @@ pub(crate) struct RecordLog<D: Disk> {
     shared: Arc<RwLock<State<D::File>>>,
     staged: Vec<u8>,
     staged_marks: Vec<Mark>,
-    /// Those of `pending`, to ask for without the lock: only this value changes it.
+    /// Records before the staged ones, to be published first.
+    aside: Vec<u8>,
+    aside_marks: Vec<Mark>,
+    /// One past the last of those.
+    aside_next: u64,
+    /// Those of records that are published and not yet written, to ask for without the lock.
     pending_bytes: usize,
-    /// Frames that are being written; kept for its memory.
-    frames: Vec<u8>,
+    /// A [`LogWrite`] is out.
+    writing: bool,
     /// One past the last staged record.
     next: u64,
     /// Records below this are on disk.
@@ -114,15 +118,16 @@ impl<D: Disk> RecordLog<D> {
             shared: Arc::new(RwLock::new(State {
                 segments: VecDeque::new(),
                 active: false,
-                pending: Vec::new(),
-                pending_first: 0,
-                pending_marks: Vec::new(),
-                next: 0,
+                writing: None,
+                pending: Batch::default(),
             })),
             staged: Vec::new(),
             staged_marks: Vec::new(),
+            aside: Vec::new(),
+            aside_marks: Vec::new(),
+            aside_next: 0,
             pending_bytes: 0,
-            frames: Vec::new(),
+            writing: false,
             next: firsts.first().copied().unwrap_or(start),
             synced: 0,
         };
@@ -139,8 +144,7 @@ impl<D: Disk> RecordLog<D> {
             log.open_newest(first, |frame| visit(first, frame))?;
         }
         let mut state = log.write_state();
-        state.pending_first = log.next;
-        state.next = log.next;
+        state.pending.next = log.next;
         drop(state);
         Ok(log)
     }
@@ -179,9 +183,9 @@ impl<D: Disk> RecordLog<D> {
         self.next
     }
 
-    /// Bytes of staged records.
+    /// Bytes of records that are not published.
     pub(crate) fn staged_bytes(&self) -> usize {
-        self.staged.len()
+        self.aside.len() + self.staged.len()
     }
 
     /// Bytes of published records that are not yet written.
@@ -193,7 +197,7 @@ impl<D: Disk> RecordLog<D> {
     pub(crate) fn bytes(&self) -> u64 {
         let state = self.read_state();
         let written: u64 = state.segments.iter().map(|entry| entry.segment.len).sum();
-        written + (state.pending.len() + self.staged.len()) as u64
+        written + (self.pending_bytes + self.staged_bytes()) as u64
     }
 
     /// The records to read, for any thread.
@@ -212,26 +216,32 @@ impl<D: Disk> RecordLog<D> {
         self.next += 1;
     }
 
-    /// Lets readers see what is staged.
-    pub(crate) fn publish(&mut self) {
-        if self.staged.is_empty() {
+    /// Sets aside what is staged: to be published when what comes now is not yet to be seen.
+    pub(crate) fn set_aside(&mut self) {
+        append(
+            (&mut self.aside, &mut self.aside_marks),
+            (&mut self.staged, &mut self.staged_marks),
+        );
+        self.aside_next = self.next;
+    }
+
+    /// Lets readers see what was set aside.
+    pub(crate) fn publish_aside(&mut self) {
+        if self.aside.is_empty() {
             return;
         }
         let mut state = write_lock(&self.shared);
-        let base = state.pending.len() as u64;
-        if base == 0 {
-            std::mem::swap(&mut state.pending, &mut self.staged);
-        } else {
-            state.pending.extend_from_slice(&self.staged);
-        }
-        for &Mark { number, offset } in &self.staged_marks {
-            mark(&mut state.pending_marks, number, base + offset);
-        }
-        state.next = self.next;
-        self.pending_bytes = state.pending.len();
-        drop(state);
-        self.staged.clear();
-        self.staged_marks.clear();
+        let before = state.pending.records.len();
+        let Batch { records, marks, next } = &mut state.pending;
+        append((records, marks), (&mut self.aside, &mut self.aside_marks));
+        *next = self.aside_next;
+        self.pending_bytes += records.len() - before;
+    }
+
+    /// Lets readers see all that there is.
+    pub(crate) fn publish(&mut self) {
+        self.set_aside();
+        self.publish_aside();
     }
 
     /// Writes what is published and tells whether there was anything.
@@ -239,46 +249,84 @@ impl<D: Disk> RecordLog<D> {
     /// # Errors
     /// [`Error::Full`], [`Error::Io`]: nothing changed. [`Error::WriteFailed`]: a sync of a new segment failed.
     pub(crate) fn write_out(&mut self) -> Result<bool, Error> {
-        if self.pending_bytes() == 0 {
-            return Ok(false);
+        let Some(mut write) = self.begin_write()? else { return Ok(false) };
+        write.run();
+        self.finish_write(write)
+    }
+
+    /// Whether a [`LogWrite`] is out: nothing else is written to the log until it is back.
+    pub(crate) fn is_writing(&self) -> bool {
+        self.writing
+    }
+
+    /// A write of what is published, to be run on any thread and given back to [`Self::finish_write`]; `None` if nothing is to
+    /// be written.
+    ///
+    /// # Errors
+    /// As [`Self::write_out`].
+    ///
+    /// # Panics
+    /// If one is out.
+    pub(crate) fn begin_write(&mut self) -> Result<Option<LogWrite<D::File>>, Error> {
+        assert!(!self.writing, "one write of a log at a time");
+        if self.pending_bytes == 0 {
+            return Ok(None);
         }
         if !self.read_state().active {
-            let first = self.read_state().pending_first;
+            let first = self.read_state().memory_first();
             let head = SegmentHead { salt: self.salt, first };
             let segment = Segment::create(&*self.disk, &self.dir, self.kind, head, false)?;
             let mut state = self.write_state();
             state.segments.push_back(LogSegment { segment, next: first, marks: Vec::new() });
             state.active = true;
         }
-        let mut marks = Vec::new();
-        let written = {
-            // Readers share this lock; the only one who takes it alone is this thread.
-            let state = read_lock(&self.shared);
-            let segment = &state.segments.back().expect("one is active").segment;
-            state.encode_pending(self.synced, &mut self.frames, &mut marks);
-            let written = segment.file.write_at(&self.frames, segment.len);
-            written.map_err(Error::io("write", &segment.path))
+        let mut state = write_lock(&self.shared);
+        let next = state.pending.next;
+        let pending = Batch { next, ..Batch::default() };
+        let batch = Arc::new(std::mem::replace(&mut state.pending, pending));
+        state.writing = Some(Arc::clone(&batch));
+        self.writing = true;
+        let segment = &state.segments.back().expect("one is active").segment;
+        let target = Target {
+            file: Arc::clone(&segment.file),
+            path: segment.path.clone(),
+            offset: segment.len,
+            salt: segment.head.salt,
+            durable: self.synced,
         };
-        let mut guard = self.write_state();
+        Ok(Some(LogWrite::new(batch, target)))
+    }
+
+    /// Takes a write back, and tells whether it was run.
+    ///
+    /// # Errors
+    /// [`Error::Full`], [`Error::Io`]: nothing changed.
+    pub(crate) fn finish_write(&mut self, write: LogWrite<D::File>) -> Result<bool, Error> {
+        let mut guard = write_lock(&self.shared);
         let state = &mut *guard;
         let entry = state.segments.back_mut().expect("one is active");
-        if let Err(error) = written {
-            // The next try may need less room: what this one has left is cut off in the end.
-            entry.segment.file_len = u64::MAX;
-            return Err(error);
+        let (batch, outcome) = write.end();
+        state.writing = None;
+        self.writing = false;
+        if let Some(Ok(Written { bytes, marks })) = outcome {
+            for Mark { number, offset } in marks {
+                mark(&mut entry.marks, number, entry.segment.len + offset);
+            }
+            entry.segment.len += bytes;
+            entry.segment.file_len = entry.segment.file_len.max(entry.segment.len);
+            entry.next = batch.next;
+            self.pending_bytes = state.pending.records.len();
+            return Ok(true);
         }
-        for Mark { number, offset } in marks {
-            mark(&mut entry.marks, number, entry.segment.len + offset);
-        }
-        entry.segment.len += self.frames.len() as u64;
-        entry.segment.file_len = entry.segment.file_len.max(entry.segment.len);
-        entry.next = state.next;
-        state.pending.clear();
-        state.pending_marks.clear();
-        state.pending_first = state.next;
-        drop(guard);
-        self.pending_bytes = 0;
-        Ok(true)
+        let mut before = Arc::into_inner(batch).expect("readers copy what they want of it");
+        let Batch { records, marks, next } = &mut state.pending;
+        append((&mut before.records, &mut before.marks), (records, marks));
+        before.next = *next;
+        state.pending = before;
+        let Some(Err(error)) = outcome else { return Ok(false) };
+        // The next try may need less room: what this one has left is cut off in the end.
+        entry.segment.file_len = u64::MAX;
+        Err(error)
     }
 
     /// Writes and syncs what is published.
@@ -290,7 +338,7 @@ impl<D: Disk> RecordLog<D> {
         let (published, active) = {
             let state = self.read_state();
             let segment = state.segments.back().map(|entry| entry.segment.clone());
-            (state.next, segment.filter(|_| state.active))
+            (state.pending.next, segment.filter(|_| state.active))
         };
         if self.synced < published {
             let segment = active.expect("what is not synced is in the active segment");
@@ -355,7 +403,7 @@ impl<D: Disk> RecordLog<D> {
     /// # Panics
     /// If there are records that are not written, or one with that number.
     pub(crate) fn restart(&mut self, start: u64) -> Result<(), Error> {
-        assert!(self.staged.is_empty() && self.pending_bytes() == 0);
+        assert!(self.staged_bytes() == 0 && self.pending_bytes() == 0);
         assert!(self.next <= start);
         self.seal()?;
         while self.oldest_sealed().is_some() {
@@ -364,8 +412,7 @@ impl<D: Disk> RecordLog<D> {
         self.next = start;
         self.synced = start;
         let mut state = self.write_state();
-        state.pending_first = start;
-        state.next = start;
+        state.pending.next = start;
         Ok(())
     }
 
@@ -409,19 +456,9 @@ impl<D: Disk> RecordLog<D> {
 }
 
 impl<F> State<F> {
-    /// The frames of what is pending, and where each begins.
-    fn encode_pending(&self, durable: u64, frames: &mut Vec<u8>, marks: &mut Vec<Mark>) {
-        frames.clear();
-        let salt = self.segments.back().map_or(0, |entry| entry.segment.head.salt);
-        let end = Mark { number: self.next, offset: self.pending.len() as u64 };
-        let nexts = self.pending_marks.iter().skip(1).chain([&end]);
-        for (from, to) in self.pending_marks.iter().zip(nexts) {
-            marks.push(Mark { number: from.number, offset: frames.len() as u64 });
-            let head =
-                FrameHead { salt, number: from.number, count: to.number - from.number, durable };
-            let records = &self.pending[in_memory(from.offset)..in_memory(to.offset)];
-            encode_frame(head, records, COMPRESS_FROM, frames);
-        }
+    /// The first published record that is not written; one past the last if all are.
+    pub(super) fn memory_first(&self) -> u64 {
+        self.writing.as_ref().map_or(self.pending.first(), |batch| batch.first())
     }
 }
 
@@ -436,6 +473,24 @@ pub(super) fn read_lock<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 
 fn write_lock<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Moves records, each with its length, and marks of places among them, behind others.
+fn append(
+    (to, to_marks): (&mut Vec<u8>, &mut Vec<Mark>),
+    (from, from_marks): (&mut Vec<u8>, &mut Vec<Mark>),
+) {
+    if to.is_empty() {
+        std::mem::swap(to, from);
+        std::mem::swap(to_marks, from_marks);
+        return;
+    }
+    let base = to.len() as u64;
+    to.extend_from_slice(from);
+    for Mark { number, offset } in from_marks.drain(..) {
+        mark(to_marks, number, base + offset);
+    }
+    from.clear();
 }
 
 fn mark(marks: &mut Vec<Mark>, number: u64, offset: u64) {

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use super::flush::Flush;
-use super::job::{Job, Task};
+use super::job::{Task, TreeJob};
 use super::manifest::Edit;
 use super::merge::Merge;
 use super::pick::{Pick, Picker, Run};
@@ -53,13 +53,13 @@ impl<D: Disk> Tree<D> {
     }
 
     /// The next job, if there is one that can be begun beside those that are out.
-    pub(crate) fn begin_job(&mut self, now_ms: u64, retentions: &Retentions) -> Option<Job<D>> {
+    pub(crate) fn begin_job(&mut self, now_ms: u64, retentions: &Retentions) -> Option<TreeJob<D>> {
         if self.poisoned {
             return None;
         }
         if !self.obsolete.is_empty() {
             let task = Task::Remove(std::mem::take(&mut self.obsolete));
-            return Some(Job::new(Arc::clone(&self.space), task, self.drops_count));
+            return Some(TreeJob::new(Arc::clone(&self.space), task, self.drops_count));
         }
         self.begin_flush(now_ms, retentions).or_else(|| self.begin_merge(now_ms, retentions))
     }
@@ -68,7 +68,7 @@ impl<D: Disk> Tree<D> {
     ///
     /// # Errors
     /// As [`Self::work`]. With [`Error::Full`] after a job that was done, it counts by a later [`Self::install`].
-    pub(crate) fn finish_job(&mut self, job: Job<D>) -> Result<(), Error> {
+    pub(crate) fn finish_job(&mut self, job: TreeJob<D>) -> Result<(), Error> {
         self.guarded(|tree| {
             tree.take_back(job)?;
             tree.install().map(|_| ())
@@ -128,7 +128,7 @@ impl<D: Disk> Tree<D> {
         Ok(Progress::Did)
     }
 
-    fn begin_flush(&mut self, now_ms: u64, retentions: &Retentions) -> Option<Job<D>> {
+    fn begin_flush(&mut self, now_ms: u64, retentions: &Retentions) -> Option<TreeJob<D>> {
         if self.flushing {
             return None;
         }
@@ -136,10 +136,10 @@ impl<D: Disk> Tree<D> {
         self.flushing = true;
         let writer = RunWriter::new(Arc::clone(&self.space));
         let flush = Flush::new(Arc::clone(memtable), *up_to, terms(now_ms, retentions), writer);
-        Some(Job::new(Arc::clone(&self.space), Task::Flush(flush), self.drops_count))
+        Some(TreeJob::new(Arc::clone(&self.space), Task::Flush(flush), self.drops_count))
     }
 
-    fn begin_merge(&mut self, now_ms: u64, retentions: &Retentions) -> Option<Job<D>> {
+    fn begin_merge(&mut self, now_ms: u64, retentions: &Retentions) -> Option<TreeJob<D>> {
         let full = self.merge_all.is_some_and(|up_to| up_to <= self.flushed());
         if self.merges == MERGES_MAX || (full && 0 < self.merges) {
             return None;
@@ -169,11 +169,11 @@ impl<D: Disk> Tree<D> {
         self.merging.extend(&pick.runs);
         let writer = RunWriter::new(Arc::clone(&self.space));
         let merge = Merge::new(&self.snapshot, pick, terms(now_ms, retentions), writer);
-        Some(Job::new(Arc::clone(&self.space), Task::Merge(merge), self.drops_count))
+        Some(TreeJob::new(Arc::clone(&self.space), Task::Merge(merge), self.drops_count))
     }
 
     /// Takes the job's result over, to be installed, or makes room for another try.
-    fn take_back(&mut self, job: Job<D>) -> Result<(), Error> {
+    fn take_back(&mut self, job: TreeJob<D>) -> Result<(), Error> {
         let drops = job.drops;
         let (task, outcome) = job.end();
         match (task, outcome) {

@@ -1,10 +1,10 @@
-//! [`Job`]: a flush, a merge or the removal of files, as a value that any thread can carry on with.
+//! [`TreeJob`]: a flush, a merge or the removal of files, as a value that any thread can carry on with.
 //!
 //! Invariants:
 //!
 //! - A job has its inputs and its own files: it needs nothing of the tree that it came from, and changes nothing of it.
 //!   Until `Tree::finish_job` took it, what it wrote is an orphan.
-//! - One [`Job::step`] is bounded by `work_bytes`.
+//! - One [`TreeJob::step`] is bounded by `work_bytes`.
 //! - Jobs that are out at the same time are disjoint: one flush at most, and merges of different runs.
 
 use std::collections::VecDeque;
@@ -18,11 +18,9 @@ use crate::disk::Disk;
 use crate::error::Error;
 use crate::types::Progress;
 
-/// A piece of background work. Step it until it is [`Progress::Idle`], on any thread, then hand it back to
-/// [`crate::Storage::finish_job`]. Handed back earlier it is given up: what it wrote is removed, and another job will do
-/// the same again. One that is dropped instead blocks its inputs until storage is opened again.
+/// Background work of the tree; see [`crate::Job`].
 #[must_use = "what it works on is blocked until it is handed back"]
-pub struct Job<D: Disk> {
+pub(crate) struct TreeJob<D: Disk> {
     space: Arc<TableSpace<D>>,
     task: Task<D>,
     /// How many partitions had been dropped when it was begun.
@@ -38,30 +36,30 @@ pub(super) enum Task<D: Disk> {
     Remove(VecDeque<u64>),
 }
 
-impl<D: Disk> std::fmt::Debug for Job<D> {
+impl<D: Disk> std::fmt::Debug for TreeJob<D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let task = match self.task {
             Task::Flush(_) => "flush",
             Task::Merge(_) => "merge",
             Task::Remove(_) => "remove",
         };
-        f.debug_struct("Job").field("task", &task).finish_non_exhaustive()
+        f.debug_struct("TreeJob").field("task", &task).finish_non_exhaustive()
     }
 }
 
-impl<D: Disk> Job<D> {
+impl<D: Disk> TreeJob<D> {
     pub(super) fn new(space: Arc<TableSpace<D>>, task: Task<D>, drops: u64) -> Self {
         Self { space, task, drops, outcome: None }
     }
 
     /// Whether it writes a memtable to tables: writers wait for that sooner than for anything else.
-    pub fn is_flush(&self) -> bool {
+    pub(crate) fn is_flush(&self) -> bool {
         matches!(self.task, Task::Flush(_))
     }
 
     /// Does a bounded part of the work. [`Progress::Idle`]: it is at its end, by success or failure, which
     /// [`crate::Storage::finish_job`] tells.
-    pub fn step(&mut self) -> Progress {
+    pub(crate) fn step(&mut self) -> Progress {
         if self.outcome.is_some() {
             return Progress::Idle;
         }

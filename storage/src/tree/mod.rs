@@ -60,7 +60,7 @@ use version::Version;
 
 pub(crate) use address::{Address, Addresses};
 pub(crate) use drop_partition::is_dropped;
-pub use job::Job;
+pub(crate) use job::TreeJob;
 pub(crate) use manifest::Dropped;
 pub(crate) use memtable::Bulk;
 pub use view::Page;
@@ -120,8 +120,8 @@ pub(crate) struct Tree<D: Disk> {
     merges: usize,
     merging: BTreeSet<u64>,
     /// Jobs of [`Tree::work`].
-    own_flush: Option<Job<D>>,
-    own_merge: Option<Job<D>>,
+    own_flush: Option<TreeJob<D>>,
+    own_merge: Option<TreeJob<D>>,
     merge_turn: bool,
     installs: VecDeque<Install<D>>,
     /// Tables that no version has any more, to be removed.

@@ -36,7 +36,7 @@ fn finish(tree: &mut Tree<SimDisk>, retentions: &Retentions, hands: Hands) -> Re
     match hands {
         Hands::Own => while tree.work(0, retentions)? == Progress::Did {},
         Hands::Jobs => {
-            let mut jobs: VecDeque<Job<SimDisk>> = VecDeque::new();
+            let mut jobs: VecDeque<TreeJob<SimDisk>> = VecDeque::new();
             tree.install_waiting()?;
             loop {
                 jobs.extend(std::iter::from_fn(|| tree.begin_job(0, retentions)));

@@ -1,0 +1,120 @@
+//! [`LogWrite`]: compresses and writes published records of a [`super::RecordLog`], on whatever thread, while the log goes on.
+//!
+//! Invariants:
+//!
+//! - Until it is given back readers find its records in memory, and nothing else is written to the log's file.
+//! - If it fails, or is given up, its records are in memory as before, and the same place is written again.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::frame::{FrameHead, encode_frame, record_span};
+use super::record_log::{COMPRESS_FROM, Mark, in_memory};
+use crate::{DiskFile, Error};
+
+/// Published records that are not yet written, each with its length before it.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(super) records: Vec<u8>,
+    /// Offsets in `records`, where frames will begin; the first is 0.
+    pub(super) marks: Vec<Mark>,
+    /// One past the last record.
+    pub(super) next: u64,
+}
+
+impl Batch {
+    /// The first record; `next` if there is none.
+    pub(super) fn first(&self) -> u64 {
+        self.marks.first().map_or(self.next, |mark| mark.number)
+    }
+
+    /// Appends the frames of all records, and where each begins. Records below `durable` are on disk.
+    pub(super) fn encode(
+        &self,
+        salt: u32,
+        durable: u64,
+        frames: &mut Vec<u8>,
+        marks: &mut Vec<Mark>,
+    ) {
+        let end = Mark { number: self.next, offset: self.records.len() as u64 };
+        let nexts = self.marks.iter().skip(1).chain([&end]);
+        for (from, to) in self.marks.iter().zip(nexts) {
+            marks.push(Mark { number: from.number, offset: frames.len() as u64 });
+            let count = to.number - from.number;
+            let head = FrameHead { salt, number: from.number, count, durable };
+            let records = &self.records[in_memory(from.offset)..in_memory(to.offset)];
+            encode_frame(head, records, COMPRESS_FROM, frames);
+        }
+    }
+
+    /// A copy of records from `number` on: whole ones, with their lengths, at most `records_max`, about `bytes_max` bytes.
+    pub(super) fn from(&self, number: u64, records_max: usize, bytes_max: usize) -> Bytes {
+        let span = |offset| record_span(&self.records, offset).expect("we encoded it");
+        let mark = self.marks.partition_point(|mark| mark.number <= number) - 1;
+        let Mark { number: mut at, offset } = self.marks[mark];
+        let mut start = in_memory(offset);
+        while at < number {
+            start = span(start).1;
+            at += 1;
+        }
+        let (mut end, mut records) = (start, 0);
+        while end < self.records.len()
+            && records < records_max
+            && (records == 0 || end - start < bytes_max)
+        {
+            end = span(end).1;
+            records += 1;
+        }
+        Bytes::copy_from_slice(&self.records[start..end])
+    }
+}
+
+/// Where the frames of a batch go.
+#[derive(Debug)]
+pub(super) struct Target<F> {
+    pub(super) file: Arc<F>,
+    pub(super) path: String,
+    pub(super) offset: u64,
+    pub(super) salt: u32,
+    /// Records below this are on disk.
+    pub(super) durable: u64,
+}
+
+/// See the file's head.
+#[derive(Debug)]
+pub(crate) struct LogWrite<F> {
+    pub(super) batch: Arc<Batch>,
+    target: Target<F>,
+    outcome: Option<Result<Written, Error>>,
+}
+
+/// What was written: bytes, and where frames begin in them.
+#[derive(Debug)]
+pub(super) struct Written {
+    pub(super) bytes: u64,
+    pub(super) marks: Vec<Mark>,
+}
+
+impl<F: DiskFile> LogWrite<F> {
+    pub(super) fn new(batch: Arc<Batch>, target: Target<F>) -> Self {
+        Self { batch, target, outcome: None }
+    }
+
+    /// Does it; another call does nothing.
+    pub(crate) fn run(&mut self) {
+        let Self { batch, target, outcome } = self;
+        outcome.get_or_insert_with(|| {
+            let Target { file, path, offset, salt, durable } = target;
+            let (mut frames, mut marks) = (Vec::new(), Vec::new());
+            batch.encode(*salt, *durable, &mut frames, &mut marks);
+            file.write_at(&frames, *offset).map_err(Error::io("write", path))?;
+            Ok(Written { bytes: frames.len() as u64, marks })
+        });
+    }
+
+    /// What it wrote; `None` if it was not run.
+    pub(super) fn end(self) -> (Arc<Batch>, Option<Result<Written, Error>>) {
+        (self.batch, self.outcome)
+    }
+}
