@@ -139,11 +139,14 @@ impl Bulk {
                 _ => newest.push(u64::from(at.key_hash) << 32 | u64::from(at.node)),
             }
             let target = Target::of(node(&memtable, at), at.window);
-            let Writer { fingers, leaves: leaf_writer, heights, .. } = &mut self.writer;
+            let Writer { fingers, leaves: leaf_writer, heights, tall_bytes, .. } = &mut self.writer;
             let finger = &mut fingers[number as usize - 1];
             memtable.link(group, finger.last).store(at.node, Ordering::Release);
             let place = leaves.place_at_end(finger.leaf, finger.last);
-            let added = leaves.insert(leaf_writer, place, (&target, at.node), || heights.draw());
+            let tall_before = finger.tall.bytes();
+            let (places, new) = ((leaf_writer, &mut finger.tall), (&target, at.node));
+            let added = leaves.insert(places, place, new, || heights.draw());
+            *tall_bytes += finger.tall.bytes() - tall_before;
             finger.leaf = added.unwrap_or(finger.leaf);
             (finger.last, finger.window) = (at.node, at.window);
             group.count(at.id_hash);

@@ -23,6 +23,8 @@ use super::{Target, bits, rest_of};
 
 /// Slots of a leaf.
 pub(super) const SLOTS: usize = if cfg!(all(loom, test)) { 2 } else { 32 };
+/// Leaves that are at least so high, one in sixteen, are in [`Tall`].
+const TALL: usize = 3;
 /// Leaves that are allocated together.
 const CHUNK: u32 = if cfg!(all(loom, test)) { 2 } else { 16 };
 
@@ -180,6 +182,33 @@ impl LeafStore {
     }
 }
 
+/// The higher leaves of a group, in the order of their keys. They lie together: a writer's search begins with them, and meets
+/// far fewer lines of memory than from the head of the list.
+#[derive(Default)]
+pub(super) struct Tall {
+    windows: Vec<u128>,
+    leaves: Vec<u32>,
+}
+
+impl Tall {
+    /// The last one that is before all keys with this window, 0 if there is none.
+    fn before(&self, window: u128) -> u32 {
+        let end = self.windows.partition_point(|begin| *begin < window);
+        end.checked_sub(1).map_or(0, |last| self.leaves[last])
+    }
+
+    fn add(&mut self, window: u128, leaf: u32) {
+        let at = self.windows.partition_point(|begin| *begin <= window);
+        self.windows.insert(at, window);
+        self.leaves.insert(at, leaf);
+    }
+
+    /// Memory, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.windows.capacity() * size_of::<u128>() + self.leaves.capacity() * size_of::<u32>()
+    }
+}
+
 /// The leaves of one group. See the file's head.
 pub(super) struct Leaves<'a> {
     pub(super) group: &'a Group,
@@ -256,20 +285,28 @@ impl Leaves<'_> {
     /// The leaf that the target belongs to, and the one behind it, 0 if there is none.
     #[inline]
     fn leaf_for(&self, target: &Target<'_>, path: &mut Path) -> (u32, u32) {
-        let begins_before = |leaf: &Leaf| {
-            let window = leaf.window();
-            if window != target.window {
-                return window < target.window;
-            }
-            rest_at(self.arena, leaf.first.load(Ordering::Relaxed)) < target.rest()
-        };
-        let next = skiplist::search(self, begins_before, path);
+        let next = skiplist::search(self, |leaf| self.begins_before(leaf, target), path);
         (self.or_first(path[0]), next)
     }
 
+    #[inline]
+    fn begins_before(&self, leaf: &Leaf, target: &Target<'_>) -> bool {
+        let window = leaf.window();
+        if window != target.window {
+            return window < target.window;
+        }
+        rest_at(self.arena, leaf.first.load(Ordering::Relaxed)) < target.rest()
+    }
+
     /// Where the target goes. Only the writer asks, and for what is not here.
-    pub(super) fn place(&self, target: &Target<'_>) -> Place {
-        let (number, _) = self.leaf_for(target, &mut Path::default());
+    pub(super) fn place(&self, tall: &Tall, target: &Target<'_>) -> Place {
+        let number = match tall.before(target.window) {
+            0 => self.leaf_for(target, &mut Path::default()).0,
+            // No other one of their height is between it and the target.
+            from => skiplist::search_from(self, (from, TALL - 1), |leaf| {
+                self.begins_before(leaf, target)
+            }),
+        };
         let leaf = self.store.get(number);
         let index = leaf.find(self.arena, target);
         let before = index.checked_sub(1).map_or(0, |last| leaf.number(last));
@@ -285,14 +322,15 @@ impl Leaves<'_> {
     /// its number.
     pub(super) fn insert(
         &self,
-        writer: &mut LeafWriter,
+        (writer, tall): (&mut LeafWriter, &mut Tall),
         place: Place,
         (target, number): (&Target<'_>, u32),
         height: impl FnOnce() -> usize,
     ) -> Option<u32> {
         let (mut at, mut index, mut last) = (place.leaf, place.index, None);
         if self.store.get(at).count() == SLOTS {
-            ((at, index), last) = self.split(writer, (at, index), (target, number), height());
+            ((at, index), last) =
+                self.split((writer, tall), (at, index), (target, number), height());
         }
         let leaf = self.store.get(at);
         let shared = leaf.shared.load(Ordering::Relaxed) as usize;
@@ -304,7 +342,7 @@ impl Leaves<'_> {
     /// alone, so that keys that rise leave full leaves. Where the slot goes now, and the added leaf if it is the last.
     fn split(
         &self,
-        writer: &mut LeafWriter,
+        (writer, tall): (&mut LeafWriter, &mut Tall),
         (at, index): (u32, usize),
         (target, number): (&Target<'_>, u32),
         height: usize,
@@ -333,6 +371,9 @@ impl Leaves<'_> {
         let end = behind.map(|behind| rest_at(self.arena, behind));
         upper.set_shared(self.arena, end.map_or(0, |end| shared_by(first_rest, end)));
         skiplist::link_in(self, added, height, &path);
+        if TALL <= height {
+            tall.add(window, added);
+        }
 
         leaf.set_count(stay);
         let begin = leaf.first.load(Ordering::Relaxed);

@@ -40,7 +40,7 @@ use crate::types::Digest;
 use arena::{Arena, Bump, Node, NodeRef, window};
 use groups::{Group, Groups, Head, head_of};
 use index::{Found, Index, IndexWriter};
-use leaves::{LeafStore, LeafWriter, Leaves};
+use leaves::{LeafStore, LeafWriter, Leaves, Tall};
 use skiplist::Heights;
 use sync::{AtomicU32, AtomicUsize, Ordering};
 
@@ -93,9 +93,11 @@ struct Writer {
     arena_used: usize,
     arena_allocated: usize,
     groups_bytes: usize,
+    /// Memory of [`Tall`] in all fingers.
+    tall_bytes: usize,
 }
 
-/// Where a group ends: rising keys need no search.
+/// Where a group ends, for rising keys, which need no search, and where to begin one for others.
 struct Finger {
     /// The last event, 0 if there is none.
     last: u32,
@@ -103,6 +105,8 @@ struct Finger {
     leaf: u32,
     /// The window on its key.
     window: u128,
+    /// Where a search begins.
+    tall: Tall,
 }
 
 impl Memtable {
@@ -131,7 +135,7 @@ impl Memtable {
         let place = if finger.window < target.window {
             leaves.place_at_end(finger.leaf, finger.last)
         } else {
-            let place = leaves.place(&target);
+            let place = leaves.place(&finger.tall, &target);
             // What is newer than all of its key is not here.
             if Some(event.stamp) <= previous && self.after(group, place.before) == Some(key) {
                 return Inserted { new: false, previous };
@@ -150,7 +154,10 @@ impl Memtable {
         link.store(node.number(), Ordering::Release);
         let heights = &mut writer.heights;
         let new = (&target, node.number());
-        let added = leaves.insert(&mut writer.leaves, place, new, || heights.draw());
+        let before = finger.tall.bytes();
+        let places = (&mut writer.leaves, &mut finger.tall);
+        let added = leaves.insert(places, place, new, || heights.draw());
+        writer.tall_bytes += finger.tall.bytes() - before;
         finger.leaf = added.unwrap_or(finger.leaf);
         if next == 0 {
             (finger.last, finger.window) = (node.number(), target.window);
@@ -177,7 +184,7 @@ impl Memtable {
             let leaf = self.leaves.add(&mut writer.leaves);
             writer.groups_bytes += self.groups.add(number, (head, leaf), writer.heights.draw());
             self.heads.add(&mut writer.heads, hash_of(head), number);
-            writer.fingers.push(Finger { last: 0, leaf, window: 0 });
+            writer.fingers.push(Finger { last: 0, leaf, window: 0, tall: Tall::default() });
             number
         });
         writer.group
@@ -200,7 +207,7 @@ impl Memtable {
         let used = writer.arena_used + groups + index.min(events * INDEX_CHARGE_MAX);
         self.used.store(used, Ordering::Relaxed);
         let allocated = writer.arena_allocated + writer.groups_bytes + fingers + index;
-        let allocated = allocated + writer.leaves.bytes;
+        let allocated = allocated + writer.leaves.bytes + writer.tall_bytes;
         self.allocated.store(allocated, Ordering::Relaxed);
     }
 

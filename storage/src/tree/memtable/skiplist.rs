@@ -63,6 +63,34 @@ pub(super) fn search<L: List>(list: &L, before: impl Fn(L::Node) -> bool, path: 
     next
 }
 
+/// From the node `from`, which is `before` and higher than `levels`, the last node of those levels that is.
+#[inline]
+pub(super) fn search_from<L: List>(
+    list: &L,
+    (from, levels): (u32, usize),
+    before: impl Fn(L::Node) -> bool,
+) -> u32 {
+    let (mut at, mut at_number, mut beyond) = (list.node(from), from, 0);
+    for level in (0..levels).rev() {
+        loop {
+            let next = list.link(Some(at), level).load(Ordering::Acquire);
+            if next == 0 || next == beyond {
+                break;
+            }
+            if 0 < level {
+                list.prefetch(list.link(Some(at), level - 1).load(Ordering::Acquire));
+            }
+            let node = list.node(next);
+            if !before(node) {
+                beyond = next;
+                break;
+            }
+            (at, at_number) = (node, next);
+        }
+    }
+    at_number
+}
+
 /// Links the node `number`, `height` levels high, behind what `path` has at each level. Only the writer does this.
 pub(super) fn link_in<L: List>(list: &L, number: u32, height: usize, path: &Path) {
     let at = |level: usize| match path[level] {

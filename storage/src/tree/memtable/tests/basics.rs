@@ -169,3 +169,25 @@ fn a_few_events_fill_no_block() {
     assert!(memtable.bytes() < 640, "{}", memtable.bytes());
     assert!(memtable.allocated_bytes() < 16 << 10, "{}", memtable.allocated_bytes());
 }
+
+/// All that a search looks at first is equal, in every leaf.
+#[test]
+fn keys_that_begin_alike_are_in_order() {
+    const KEYS: u64 = 20_000;
+    let memtable = Memtable::default();
+    let of = |number: u64| {
+        let key = format!("all of them begin alike {:05}", number * 12_347 % KEYS);
+        event(0, 0, key.as_bytes(), 1 + number)
+    };
+    for number in 0..KEYS {
+        assert!(memtable.insert(&of(number)).new);
+    }
+    let mut events: Vec<_> = (0..KEYS).map(|number| internal(&of(number))).collect();
+    events.sort();
+    let mut cursor = memtable.seek(&[]);
+    for event in events {
+        assert_eq!(cursor.key(), Some(&event[..]));
+        cursor.advance();
+    }
+    assert_eq!(cursor.key(), None);
+}
