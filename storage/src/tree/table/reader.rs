@@ -255,6 +255,16 @@ impl<F: DiskFile> Table<F> {
         Some(self.sections.floor(target))
     }
 
+    /// The first event's internal key, if the table is sound.
+    pub(super) fn first_key(&self) -> &[u8] {
+        self.sections.key(0)
+    }
+
+    /// The last event's internal key, if the table is sound.
+    pub(super) fn last_key(&self) -> Option<&[u8]> {
+        self.upper.strip_suffix(&[0])
+    }
+
     /// How many sections there are.
     pub(super) fn sections(&self) -> usize {
         self.sections.len()
