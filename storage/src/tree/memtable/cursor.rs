@@ -84,7 +84,7 @@ impl<'a> MemtableCursor<'a> {
         let after =
             self.node.and_then(|node| NodeRef::from_number(node.link().load(Ordering::Acquire)));
         if let Some(after) = after {
-            arena.prefetch(after);
+            arena.prefetch_key(after);
         }
         self.skip_to_later();
     }
