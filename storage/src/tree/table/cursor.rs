@@ -19,7 +19,7 @@ use super::section::Section;
 use crate::disk::DiskFile;
 use crate::error::Error;
 use crate::tree::internal_key::{self, INTERNAL_KEY_SIZE_MAX, INTERNAL_KEY_SIZE_MIN};
-use crate::tree::stored::{STORED_HEADER_SIZE, Stored, StoredRef};
+use crate::tree::stored::{Stored, StoredRef};
 
 /// Whether it is an internal key, as far as walks depend on it.
 #[inline]
@@ -196,8 +196,9 @@ impl<F: DiskFile> TableCursor<F> {
     /// # Panics
     /// As [`Self::borrowed`].
     pub(crate) fn stored(&self) -> Result<Stored, Error> {
-        let StoredRef { action, request, .. } = self.borrowed()?;
-        Ok(Stored { action, request, payload: self.block.value_from(STORED_HEADER_SIZE) })
+        let StoredRef { action, request, payload } = self.borrowed()?;
+        let header = self.block.value().len() - payload.len();
+        Ok(Stored { action, request, payload: self.block.value_from(header) })
     }
 
     /// The internal key of the event and what there is beside it; `None` past the last or the first one.

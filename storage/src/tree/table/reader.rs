@@ -26,7 +26,7 @@ use crate::disk::{Disk, DiskFile};
 use crate::error::Error;
 use crate::tree::hidden::Hidden;
 use crate::tree::internal_key;
-use crate::tree::stored::Stored;
+use crate::tree::stored::{Stored, StoredRef};
 
 /// An event that a point read found, not yet read.
 pub(crate) struct FoundEvent {
@@ -38,9 +38,9 @@ pub(crate) struct FoundEvent {
 impl FoundEvent {
     /// The rest of the event; `None` if that is not what was written.
     pub(crate) fn stored(&self) -> Option<Stored> {
-        let (action, request, header) =
-            Stored::decode_header(self.block.slice(self.value.clone()))?;
-        let payload = self.block.value(self.value.start + header..self.value.end);
+        let StoredRef { action, request, payload } =
+            StoredRef::decode(self.block.slice(self.value.clone()))?;
+        let payload = self.block.value(self.value.end - payload.len()..self.value.end);
         Some(Stored { action, request, payload })
     }
 }
