@@ -162,22 +162,40 @@ pub struct Event {
     pub payload: Bytes,
 }
 
-/// An [`Event`] in the buffer that it was read into.
+/// An [`Event`] whose key and payload lie somewhere else: in the buffer that it was read into, or where a scan met it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct EventRef<'a> {
-    pub(crate) partition: u32,
-    pub(crate) keyspace: KeyspaceId,
-    pub(crate) key: &'a [u8],
-    pub(crate) stamp: Stamp,
-    pub(crate) request: RequestId,
-    pub(crate) action: Action,
-    pub(crate) payload: &'a [u8],
+pub struct EventRef<'a> {
+    /// As in [`Event`], as all the others.
+    pub partition: u32,
+    /// The keyspace of the key.
+    pub keyspace: KeyspaceId,
+    /// The key.
+    pub key: &'a [u8],
+    /// When and where it was made.
+    pub stamp: Stamp,
+    /// What the client called the request.
+    pub request: RequestId,
+    /// Put or delete.
+    pub action: Action,
+    /// The value.
+    pub payload: &'a [u8],
 }
 
 impl<'a> EventRef<'a> {
     /// What makes it itself.
-    pub(crate) fn id(&self) -> EventId<'a> {
+    pub fn id(&self) -> EventId<'a> {
         EventId { keyspace: self.keyspace, key: self.key, stamp: self.stamp }
+    }
+
+    /// A copy.
+    pub fn to_event(&self) -> Event {
+        self.with(Bytes::copy_from_slice(self.key), Bytes::copy_from_slice(self.payload))
+    }
+
+    /// The event, with these as key and payload.
+    pub(crate) fn with(&self, key: Bytes, payload: Bytes) -> Event {
+        let Self { partition, keyspace, stamp, request, action, .. } = *self;
+        Event { partition, keyspace, key, stamp, request, action, payload }
     }
 
     /// The event, which shares `buffer`.
@@ -185,15 +203,7 @@ impl<'a> EventRef<'a> {
     /// # Panics
     /// If it is not in that buffer.
     pub(crate) fn shared(&self, buffer: &Bytes) -> Event {
-        Event {
-            partition: self.partition,
-            keyspace: self.keyspace,
-            key: buffer.slice_ref(self.key),
-            stamp: self.stamp,
-            request: self.request,
-            action: self.action,
-            payload: buffer.slice_ref(self.payload),
-        }
+        self.with(buffer.slice_ref(self.key), buffer.slice_ref(self.payload))
     }
 }
 
@@ -209,6 +219,19 @@ pub enum DecodeError {
 }
 
 impl Event {
+    /// The same, borrowed.
+    pub fn borrow(&self) -> EventRef<'_> {
+        EventRef {
+            partition: self.partition,
+            keyspace: self.keyspace,
+            key: &self.key,
+            stamp: self.stamp,
+            request: self.request,
+            action: self.action,
+            payload: &self.payload,
+        }
+    }
+
     /// What makes it itself.
     pub fn id(&self) -> EventId<'_> {
         EventId { keyspace: self.keyspace, key: &self.key, stamp: self.stamp }

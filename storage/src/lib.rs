@@ -44,13 +44,13 @@ pub use engine::{Job, Storage};
 pub use error::{Error, ErrorKind};
 pub use event::{
     Action, DecodeError, EVENT_HEADER_SIZE, EVENT_LAYOUT, EVENT_SIZE_LIMIT, Event, EventId,
-    KEY_SIZE_MAX, KeyspaceId, PAYLOAD_SIZE_LIMIT, Provenance, RequestId,
+    EventRef, KEY_SIZE_MAX, KeyspaceId, PAYLOAD_SIZE_LIMIT, Provenance, RequestId,
 };
 pub use lsn::Lsn;
 pub use scrub::{Scrub, ScrubStatus, Scrubbed};
 pub use types::{
     CLUSTER_NAME_SIZE_MAX, Change, Digest, Estimate, Identity, META_COUNT_MAX, META_NAME_SIZE_MAX,
-    META_VALUE_SIZE_MAX, Mode, Order, Outcome, PartitionCursor, Progress, Scan, ScanPage, Status,
-    Sync, Write,
+    META_VALUE_SIZE_MAX, Mode, Order, Outcome, PartitionCursor, Progress, Scan, ScanEnd, ScanPage,
+    Status, Sync, Write,
 };
 pub use view::{Page, View};

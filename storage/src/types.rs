@@ -166,7 +166,7 @@ pub enum Order {
     Descending,
 }
 
-/// What [`crate::View::scan_page`] is asked: one version of each key of a range.
+/// What [`crate::View::scan_page`] and [`crate::View::scan_each`] are asked: one version of each key of a range.
 #[derive(Clone, Copy, Debug)]
 pub struct Scan<'a> {
     /// Partition.
@@ -219,6 +219,15 @@ pub struct ScanPage {
     pub more: bool,
     /// The last key that was looked at, if there may be more: where to go on after, whether its event is among the
     /// events or not.
+    pub resume: Option<Bytes>,
+}
+
+/// Where a [`Scan`] ended whose events were shown one by one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScanEnd {
+    /// A limit ended the scan, or who looked at the events did: there may be more.
+    pub more: bool,
+    /// As in [`ScanPage`].
     pub resume: Option<Bytes>,
 }
 

@@ -12,13 +12,15 @@
 //! - Memory is bounded by the limits that the caller gives.
 //! - What is damaged is an error, never left out.
 
+use std::ops::ControlFlow;
+
 use starling_clock::Stamp;
 
 use crate::changes::ChangeReader;
 use crate::tree::{Limits, TreeView};
 use crate::{
-    Change, Digest, Disk, Error, Estimate, Event, KeyspaceId, Order, PartitionCursor, Scan,
-    ScanPage,
+    Change, Digest, Disk, Error, Estimate, Event, EventRef, KeyspaceId, Order, PartitionCursor,
+    Scan, ScanEnd, ScanPage,
 };
 
 pub use crate::tree::Page;
@@ -126,6 +128,19 @@ impl<D: Disk> View<D> {
     /// As [`Self::get`].
     pub fn scan_page(&self, scan: &Scan<'_>) -> Result<ScanPage, Error> {
         self.tree.scan(scan)
+    }
+
+    /// As [`Self::scan_page`], but shows each event where it lies, without a copy, and in one go as long as `visit`
+    /// says so: memory does not grow with what there is, and no limit is needed.
+    ///
+    /// # Errors
+    /// As [`Self::get`]; the events before were shown.
+    pub fn scan_each(
+        &self,
+        scan: &Scan<'_>,
+        visit: impl FnMut(EventRef<'_>) -> ControlFlow<()>,
+    ) -> Result<ScanEnd, Error> {
+        self.tree.scan_each(scan, visit)
     }
 
     /// About how much there is of the keys that begin with `prefix`, from what tables tell of themselves.

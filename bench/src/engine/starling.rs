@@ -12,6 +12,7 @@
 //! kept, the peers have none.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -20,8 +21,8 @@ use std::time::Duration;
 
 use starling_clock::{HybridTime, NodeId, Stamp};
 use starling_storage::{
-    Action, Config, Event, HistoryRetention, Identity, Job, KeyspaceId, Mode, OsDisk, Progress,
-    Provenance, RequestId, Scan, Storage, Sync, View, Write,
+    Action, Config, Event, EventRef, HistoryRetention, Identity, Job, KeyspaceId, Mode, OsDisk,
+    Progress, Provenance, RequestId, Scan, Storage, Sync, View, Write,
 };
 
 use super::api::{Change, Durability, Engine, EngineError, Range, Reader, Settings, Visit};
@@ -33,9 +34,6 @@ const KEYSPACE: KeyspaceId = KeyspaceId(1);
 /// The packed time of the first event: 2026. Time is a counter here, which no system clock can put back.
 const BEGINNING: u64 = HybridTime::new(NOW_MS, 0).packed();
 const NOW_MS: u64 = 1_767_225_600_000;
-/// A page of a scan.
-const PAGE_ROWS: usize = 4096;
-const PAGE_BYTES: usize = 256 << 10;
 /// Rounds that a writer waits without sleep for a commit without sync: that is a matter of microseconds.
 const SPINS: u32 = 256;
 /// After so many bytes of commits the background looks for work.
@@ -427,31 +425,22 @@ impl Reader for StarlingReader<'_> {
         limit: usize,
         visit: Visit<'_>,
     ) -> Result<(), EngineError> {
-        let (prefix, mut after): (&[u8], Option<Vec<u8>>) = match range {
+        let (prefix, after): (&[u8], Option<Vec<u8>>) = match range {
             Range::All => (&[], None),
             Range::From(key) => (&[], just_before(key)),
             Range::Prefix(prefix) => (prefix, None),
         };
-        let view = self.view();
-        let mut left = limit;
-        loop {
-            let scan = Scan {
-                after: after.as_deref(),
-                live_only: true,
-                limit: left.min(PAGE_ROWS),
-                bytes_max: PAGE_BYTES,
-                ..Scan::new(PARTITION, KEYSPACE, prefix)
-            };
-            let page = view.scan_page(&scan).map_err(failed)?;
-            for event in &page.events {
-                visit(&event.key, &event.payload);
-            }
-            left -= page.events.len();
-            match page.resume {
-                Some(resume) if page.more && 0 < left => after = Some(resume.to_vec()),
-                _ => return Ok(()),
-            }
-        }
+        let scan = Scan {
+            after: after.as_deref(),
+            live_only: true,
+            limit,
+            ..Scan::new(PARTITION, KEYSPACE, prefix)
+        };
+        let show = |event: EventRef<'_>| {
+            visit(event.key, event.payload);
+            ControlFlow::Continue(())
+        };
+        self.view().scan_each(&scan, show).map(drop).map_err(failed)
     }
 }
 

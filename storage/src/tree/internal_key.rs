@@ -180,6 +180,7 @@ pub(crate) fn partition_of(internal: &[u8]) -> Option<u32> {
 }
 
 /// The stamp; `None` if `internal` is too short to have one, or it is out of range.
+#[inline]
 pub(crate) fn stamp_of(internal: &[u8]) -> Option<Stamp> {
     Stamp::from_bits(!u128::from_be_bytes(*internal.last_chunk()?))
 }
@@ -194,6 +195,7 @@ pub(crate) fn id_hash(internal: &[u8]) -> u64 {
 }
 
 /// Takes an internal key apart; `None` if it is not one.
+#[inline]
 pub(crate) fn decode(internal: &[u8]) -> Option<Parts<'_>> {
     if internal.len() < INTERNAL_KEY_SIZE_MIN || INTERNAL_KEY_SIZE_MAX < internal.len() {
         return None;

@@ -28,6 +28,7 @@ mod job;
 mod manifest;
 mod memtable;
 mod merge;
+mod page;
 mod pick;
 mod run_writer;
 mod scan;

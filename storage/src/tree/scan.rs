@@ -8,6 +8,7 @@
 //! - Nothing is kept of the events passed over: no memory, no copy of a payload.
 //! - What is skipped without a look lies in a gap of `gaps.rs`: forwards, for live keys, as of now.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,13 +17,15 @@ use starling_clock::Stamp;
 use super::Snapshot;
 use super::cursor::MergeCursor;
 use super::gaps::{Gaps, Learning};
-use super::internal_key;
+use super::internal_key::{self, Parts};
 use super::memtable::Memtable;
+use super::page::{PageBuilder, SMALL_PAYLOAD_MAX};
+use super::stored::StoredRef;
 use super::view::{Limits, TreeView, event, no_internal_key};
 use crate::disk::{Disk, DiskFile};
 use crate::error::Error;
-use crate::event::{Action, Event, KEY_SIZE_MAX};
-use crate::types::{Order, Scan, ScanPage};
+use crate::event::{Action, Event, EventRef, KEY_SIZE_MAX};
+use crate::types::{Order, Scan, ScanEnd, ScanPage};
 
 /// Events of a key that a scan steps over before it searches for what it wants.
 const STEPS_BEFORE_SEEK: usize = 8;
@@ -38,6 +41,31 @@ impl<D: Disk> TreeView<D> {
     /// # Errors
     /// As [`Self::get`].
     pub(crate) fn scan(&self, scan: &Scan<'_>) -> Result<ScanPage, Error> {
+        let mut page = PageBuilder::default();
+        let ScanEnd { more, resume } = self.walk(scan, |event, payload| {
+            page.push(event, payload);
+            ControlFlow::Continue(())
+        })?;
+        Ok(ScanPage { events: page.finish(), more, resume })
+    }
+
+    /// Shows each event of the scan to `visit`, until that has enough.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub(crate) fn scan_each(
+        &self,
+        scan: &Scan<'_>,
+        mut visit: impl FnMut(EventRef<'_>) -> ControlFlow<()>,
+    ) -> Result<ScanEnd, Error> {
+        self.walk(scan, |event, _| visit(event))
+    }
+
+    /// Shows each event of the scan to `show`, with its payload where that can be shared.
+    fn walk<S>(&self, scan: &Scan<'_>, show: S) -> Result<ScanEnd, Error>
+    where
+        S: FnMut(EventRef<'_>, Option<Bytes>) -> ControlFlow<()>,
+    {
         let range = internal_key::keys_from(scan.partition, scan.keyspace, scan.prefix);
         let after = scan.after.map(|key| internal_key::prefix(scan.partition, scan.keyspace, key));
         let mut walk = Walk {
@@ -46,9 +74,11 @@ impl<D: Disk> TreeView<D> {
             cursor: self.cursor(scan.partition)?,
             steps: 0,
             key: Vec::new(),
-            target: Vec::new(),
-            page: ScanPage::default(),
+            before: Vec::new(),
+            show,
+            shown: 0,
             bytes: 0,
+            end: ScanEnd::default(),
             run: None,
         };
         match scan.order {
@@ -76,7 +106,7 @@ impl<D: Disk> TreeView<D> {
                 walk.descend(&range, self)?;
             }
         }
-        Ok(walk.page)
+        Ok(walk.end)
     }
 }
 
@@ -89,7 +119,9 @@ fn past_key(prefix: &[u8]) -> Vec<u8> {
 struct Run<'a> {
     gaps: &'a Gaps,
     active: &'a Arc<Memtable>,
-    /// Where the first of them may be.
+    /// The key before was live: the run begins right behind it, if it does.
+    begins: bool,
+    /// Where the first of them may be, unless it begins only.
     start: Vec<u8>,
     /// How many there were.
     dead: usize,
@@ -101,11 +133,20 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn new<F>(snapshot: &'a Snapshot<F>, start: Vec<u8>) -> Self {
         let (gaps, active) = (&*snapshot.gaps, &snapshot.active);
-        Self { gaps, active, start, dead: 0, enough: DEAD_BEFORE_LEARNING, learning: None }
+        Self {
+            gaps,
+            active,
+            begins: false,
+            start,
+            dead: 0,
+            enough: DEAD_BEFORE_LEARNING,
+            learning: None,
+        }
     }
 
     /// What follows lies behind a known gap that ends at `end`.
     fn begin_behind(&mut self, end: &[u8]) {
+        self.begins = false;
         self.start.clear();
         self.start.extend_from_slice(end);
         (self.dead, self.enough) = (0, DEAD_BEFORE_LEARNING_MORE);
@@ -118,8 +159,18 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Where to go on, if not with the key after the dead one at hand, which begins at `next`.
-    fn pass_dead(&mut self, next: &[u8]) -> Option<Vec<u8>> {
+    /// The key at hand is live.
+    fn pass_live(&mut self, key: &[u8]) {
+        self.end(key);
+        self.begins = true;
+    }
+
+    /// Where to go on, if not with the key after the dead one at hand, `key`; `before`: the key before that.
+    fn pass_dead(&mut self, key: &[u8], before: &[u8]) -> Option<Vec<u8>> {
+        if std::mem::take(&mut self.begins) {
+            self.start = past_key(before);
+            (self.dead, self.enough) = (0, DEAD_BEFORE_LEARNING);
+        }
         self.dead += 1;
         if !self.dead.is_multiple_of(self.enough) {
             return None;
@@ -131,7 +182,7 @@ impl<'a> Run<'a> {
                 return Some(self.start.clone());
             }
         }
-        let end = self.gaps.end_of(next);
+        let end = self.gaps.end_of(&past_key(key));
         if let Some(end) = &end
             && self.learning.is_none()
         {
@@ -142,59 +193,73 @@ impl<'a> Run<'a> {
 }
 
 /// A scan under way.
-struct Walk<'a, F> {
+struct Walk<'a, F, S> {
     scan: &'a Scan<'a>,
     limits: Limits,
     cursor: MergeCursor<'a, F>,
     steps: usize,
-    /// What the versions of the key at hand begin with.
+    /// What the versions of the key at hand begin with, and those of the key before.
     key: Vec<u8>,
-    target: Vec<u8>,
-    page: ScanPage,
+    before: Vec<u8>,
+    /// Takes what is found.
+    show: S,
+    /// How many events that were, and bytes of their keys and payloads.
+    shown: usize,
     bytes: usize,
+    end: ScanEnd,
     /// If only what is live now is wanted.
     run: Option<Run<'a>>,
 }
 
-impl<F: DiskFile> Walk<'_, F> {
+/// What became of the event that a walk was on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    /// Shown.
+    Live,
+    /// Not shown: a delete, and those are not wanted.
+    Dead,
+    /// Shown, and no more is wanted.
+    Last,
+}
+
+impl<F, S> Walk<'_, F, S>
+where
+    F: DiskFile,
+    S: FnMut(EventRef<'_>, Option<Bytes>) -> ControlFlow<()>,
+{
     fn ascend(&mut self, range: &[u8]) -> Result<(), Error> {
         let newest = internal_key::inverted(self.scan.at);
+        let as_of_now = self.scan.at == Stamp::MAX;
         while self.enter_key(range)? {
             // Newer versions come first.
-            let internal = self.cursor.key().expect("the cursor is on the key");
-            if internal[self.key.len()..] < newest[..] {
-                self.target.clear();
-                self.target.extend_from_slice(&self.key);
-                self.target.extend_from_slice(&newest);
-                self.step_to_target()?;
-            }
-            if self.on_key() {
-                let taken = self.take()?;
-                self.target.clear();
-                self.target.extend_from_slice(&self.key);
-                *self.target.last_mut().expect("a prefix of a key ends in 0x01") += 1;
-                if let Some(end) = self.note_run(taken) {
-                    self.steps += 1;
-                    self.cursor.seek(&end)?;
-                } else {
-                    self.step_to_target()?;
+            if !as_of_now {
+                self.pass_newer(&newest)?;
+                if !self.on_key() {
+                    continue;
                 }
+            }
+            let taken = self.take()?;
+            if taken == Taken::Last {
+                return self.stop();
+            }
+            if let Some(end) = self.note_run(taken) {
+                self.steps += 1;
+                self.cursor.seek(&end)?;
+            } else {
+                self.pass_key()?;
             }
         }
         self.end_run(range);
         Ok(())
     }
 
-    /// Notes that the key at hand, behind which the target is, was live or was not: where to go on if not at the target.
-    fn note_run(&mut self, live: bool) -> Option<Vec<u8>> {
+    /// Notes that the key at hand was live or was not: where to go on if not with the key after it.
+    fn note_run(&mut self, taken: Taken) -> Option<Vec<u8>> {
         let run = self.run.as_mut()?;
-        if !live {
-            return run.pass_dead(&self.target);
+        if taken == Taken::Dead {
+            return run.pass_dead(&self.key, &self.before);
         }
-        run.end(&self.key);
-        run.start.clear();
-        run.start.extend_from_slice(&self.target);
-        (run.dead, run.enough) = (0, DEAD_BEFORE_LEARNING);
+        run.pass_live(&self.key);
         None
     }
 
@@ -229,7 +294,7 @@ impl<F: DiskFile> Walk<'_, F> {
                     found = self.get(view)?;
                     break;
                 }
-                found = Some(event(self.cursor.stored()?, internal)?);
+                found = Some(self.event()?);
                 self.cursor.advance()?;
                 self.steps += 1;
                 left -= 1;
@@ -237,8 +302,13 @@ impl<F: DiskFile> Walk<'_, F> {
             if self.on_key() {
                 self.cursor.seek_before(&self.key)?;
             }
-            if let Some(event) = found {
-                self.push(event);
+            let live = |event: &Event| !self.scan.live_only || event.action != Action::Delete;
+            let Some(event) = found.filter(live) else { continue };
+            let shared = (SMALL_PAYLOAD_MAX < event.payload.len()).then(|| event.payload.clone());
+            self.shown += 1;
+            self.bytes += event.key.len() + event.payload.len();
+            if (self.show)(event.borrow(), shared).is_break() {
+                return self.stop();
             }
         }
         Ok(())
@@ -251,40 +321,57 @@ impl<F: DiskFile> Walk<'_, F> {
             return Ok(false);
         };
         let spent = self.scan.steps_max <= self.steps && 0 < self.steps;
-        if spent || self.limits.reached(self.page.events.len(), self.bytes) {
-            self.page.more = true;
-            if !self.key.is_empty() {
-                let last = internal_key::key_of(&self.key).ok_or_else(no_internal_key)?;
-                self.page.resume = Some(Bytes::from(last));
-            }
+        if spent || self.limits.reached(self.shown, self.bytes) {
+            self.stop()?;
             return Ok(false);
         }
+        std::mem::swap(&mut self.key, &mut self.before);
         self.key.clear();
         self.key.extend_from_slice(internal_key::prefix_of(internal));
         Ok(true)
+    }
+
+    /// The scan ends behind the key at hand, and there may be more.
+    fn stop(&mut self) -> Result<(), Error> {
+        self.end.more = true;
+        if !self.key.is_empty() {
+            let last = internal_key::key_of(&self.key).ok_or_else(no_internal_key)?;
+            self.end.resume = Some(Bytes::from(last));
+        }
+        Ok(())
     }
 
     fn on_key(&self) -> bool {
         self.cursor.key().is_some_and(|internal| internal.starts_with(&self.key))
     }
 
-    /// Takes the event that the cursor is on, if it is wanted, and tells whether it was.
-    fn take(&mut self) -> Result<bool, Error> {
-        if self.scan.live_only && self.cursor.action()? == Action::Delete {
-            return Ok(false);
+    /// Takes the event that the cursor is on.
+    fn take(&mut self) -> Result<Taken, Error> {
+        self.cursor.arrive()?;
+        let StoredRef { action, request, payload } = self.cursor.borrowed()?;
+        if self.scan.live_only && action == Action::Delete {
+            return Ok(Taken::Dead);
         }
         let internal = self.cursor.key().expect("the cursor is on an event");
-        let event = event(self.cursor.stored()?, internal)?;
-        self.push(event);
-        Ok(true)
+        let parts = internal_key::decode(internal).ok_or_else(no_internal_key)?;
+        let Parts { partition, keyspace, ref key, stamp } = parts;
+        let event = EventRef { partition, keyspace, key, stamp, request, action, payload };
+        let shared = if SMALL_PAYLOAD_MAX < payload.len() {
+            Some(self.cursor.stored()?.payload)
+        } else {
+            None
+        };
+        self.shown += 1;
+        self.bytes += key.len() + payload.len();
+        let flow = (self.show)(event, shared);
+        Ok(if flow.is_break() { Taken::Last } else { Taken::Live })
     }
 
-    fn push(&mut self, event: Event) {
-        if self.scan.live_only && event.action == Action::Delete {
-            return;
-        }
-        self.bytes += event.key.len() + event.payload.len();
-        self.page.events.push(event);
+    /// A copy of the event that the cursor is on.
+    fn event(&mut self) -> Result<Event, Error> {
+        self.cursor.arrive()?;
+        let internal = self.cursor.key().expect("the cursor is on an event");
+        event(self.cursor.stored()?, internal)
     }
 
     /// The version wanted of the key at hand, by a search.
@@ -293,19 +380,35 @@ impl<F: DiskFile> Walk<'_, F> {
         view.get(self.scan.partition, self.scan.keyspace, &key, self.scan.at)
     }
 
-    /// Moves forwards to the target: by steps if it is near, else by a search.
-    fn step_to_target(&mut self) -> Result<(), Error> {
+    /// Moves past the versions of the key at hand that are newer than `newest` says.
+    fn pass_newer(&mut self, newest: &[u8]) -> Result<(), Error> {
+        let is_newer = |key: &[u8], internal: &[u8]| {
+            internal.strip_prefix(key).is_some_and(|stamp| stamp < newest)
+        };
         for _ in 0..STEPS_BEFORE_SEEK {
-            if self.cursor.key().is_none_or(|key| *self.target <= *key) {
+            if !self.cursor.key().is_some_and(|internal| is_newer(&self.key, internal)) {
                 return Ok(());
             }
             self.cursor.advance()?;
             self.steps += 1;
         }
-        if self.cursor.key().is_none_or(|key| *self.target <= *key) {
-            return Ok(());
+        if self.cursor.key().is_some_and(|internal| is_newer(&self.key, internal)) {
+            self.steps += 1;
+            self.cursor.seek(&[&self.key, newest].concat())?;
+        }
+        Ok(())
+    }
+
+    /// Moves past the key at hand: by steps if it has few versions, else by a search.
+    fn pass_key(&mut self) -> Result<(), Error> {
+        for _ in 0..STEPS_BEFORE_SEEK {
+            self.cursor.advance()?;
+            self.steps += 1;
+            if !self.on_key() {
+                return Ok(());
+            }
         }
         self.steps += 1;
-        self.cursor.seek(&self.target)
+        self.cursor.seek(&past_key(&self.key))
     }
 }

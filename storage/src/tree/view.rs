@@ -173,6 +173,8 @@ impl<D: Disk> TreeView<D> {
                 page.more = true;
                 break;
             }
+            cursor.arrive()?;
+            let internal = cursor.key().expect("it has not moved");
             let event = event(cursor.stored()?, internal)?;
             bytes += event.key.len() + event.payload.len();
             page.events.push(event);
@@ -204,11 +206,13 @@ impl<D: Disk> TreeView<D> {
         let mut cursor = self.cursor(partition)?;
         cursor.seek(&from)?;
         let (mut page, mut bytes) = (Page::default(), 0);
-        while let Some(internal) = cursor.key().filter(|internal| is_in(partition, internal)) {
+        while cursor.key().is_some_and(|internal| is_in(partition, internal)) {
             if limits.reached(page.events.len(), bytes) {
                 page.more = true;
                 break;
             }
+            cursor.arrive()?;
+            let internal = cursor.key().expect("it has not moved");
             let event = event(cursor.stored()?, internal)?;
             bytes += event.key.len() + event.payload.len();
             page.events.push(event);

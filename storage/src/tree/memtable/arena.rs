@@ -253,6 +253,14 @@ impl Arena {
         prefetch_at(self.node(at).header.as_ptr());
     }
 
+    /// The same of a node whose key is wanted too.
+    #[inline]
+    pub(super) fn prefetch_key(&self, at: NodeRef) {
+        let start = self.node(at).header.as_ptr();
+        prefetch_at(start);
+        prefetch_at(start.wrapping_byte_add(LINE_SIZE));
+    }
+
     /// Writes a node whose link leads nowhere. The value is `head` and `payload`. Other threads may have
     /// the reference once it is stored with release somewhere.
     ///
@@ -348,6 +356,9 @@ impl Arena {
         value.cast::<u8>().cast_const()
     }
 }
+
+/// What comes near at once, in bytes.
+const LINE_SIZE: usize = 64;
 
 /// Begins to bring near what is read soon.
 #[inline]

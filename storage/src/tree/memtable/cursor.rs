@@ -10,7 +10,6 @@ use starling_clock::Stamp;
 use super::arena::{Node, NodeRef};
 use super::sync::Ordering;
 use super::{Memtable, stamp_of};
-use crate::event::Action;
 use crate::tree::stored::StoredRef;
 
 /// An event in a memtable.
@@ -32,11 +31,6 @@ impl<'a> Entry<'a> {
     /// The event's stamp.
     pub(crate) fn stamp(self) -> Stamp {
         stamp_of(self.node)
-    }
-
-    /// Put or delete.
-    pub(crate) fn action(self) -> Action {
-        self.node.value().first().and_then(|action| Action::from_u8(*action)).expect("encoded")
     }
 
     /// What there is of the event beside its internal key.
@@ -83,8 +77,15 @@ impl<'a> MemtableCursor<'a> {
     /// Moves to the next event.
     pub(crate) fn advance(&mut self) {
         let Some(node) = self.node else { return };
+        let arena = &self.memtable.arena;
         let next = NodeRef::from_number(node.link().load(Ordering::Acquire));
-        self.node = next.map(|at| self.memtable.arena.node(at));
+        self.node = next.map(|at| arena.node(at));
+        // Events that follow each other lie anywhere in memory: the next one comes while this one is looked at.
+        let after =
+            self.node.and_then(|node| NodeRef::from_number(node.link().load(Ordering::Acquire)));
+        if let Some(after) = after {
+            arena.prefetch_key(after);
+        }
         self.skip_to_later();
     }
 

@@ -51,10 +51,17 @@ impl Bloom {
     }
 
     /// Whether the key of this hash may have been added.
+    #[inline]
     pub(crate) fn may_contain(&self, hash: u64) -> bool {
-        let count = self.bits.len() as u64 * 8;
-        probes(hash, count)
-            .all(|bit| self.bits.get(bit / 8).is_none_or(|byte| byte & 1 << (bit % 8) != 0))
+        let bits = &self.bits[..];
+        let count = bits.len() as u64 * 8;
+        if count == 0 {
+            return true;
+        }
+        // All bits are looked at, whatever the first ones are: one wait for memory in place of two on the average,
+        // and one branch that mostly goes the same way.
+        let all = probes(hash, count).fold(u8::MAX, |all, bit| all & bits[bit / 8] >> (bit % 8));
+        all & 1 != 0
     }
 }
 

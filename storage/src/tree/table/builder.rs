@@ -116,7 +116,8 @@ impl<D: Disk> TableBuilder<D> {
     /// # Panics
     /// If `internal` is not above the internal key added before, or none at all.
     pub(crate) fn add(&mut self, internal: &[u8], stored: StoredRef<'_>) -> Result<(), Error> {
-        let header = stored.header();
+        let header = stored.short_header();
+        let header = header.as_bytes();
         let entry = internal.len() + header.len() + stored.payload.len();
         if !self.block.is_empty() && self.config.block_bytes < self.block.size() + entry {
             self.end_block()?;
@@ -125,7 +126,7 @@ impl<D: Disk> TableBuilder<D> {
             self.begin_block(internal);
         }
         self.note(internal, stored);
-        self.block.add(internal, &[&header, stored.payload]);
+        self.block.add(internal, &[header, stored.payload]);
         Ok(())
     }
 

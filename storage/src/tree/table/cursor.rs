@@ -3,6 +3,8 @@
 //! Invariants:
 //!
 //! - A cursor is on an event whose internal key is one, or on none, past either end.
+//! - A move to the first or the last event of the table reads nothing yet where the table itself says what that is: who
+//!   needs more of the event than its key calls [`TableCursor::arrive`] first.
 //! - Damage is an error of the move that met it: the cursor is on no event then.
 //! - Memory is one index, one data block, and the window of `readahead.rs`.
 
@@ -16,9 +18,15 @@ use super::reader::{FoundEvent, Table};
 use super::section::Section;
 use crate::disk::DiskFile;
 use crate::error::Error;
-use crate::event::Action;
 use crate::tree::internal_key::{self, INTERNAL_KEY_SIZE_MAX, INTERNAL_KEY_SIZE_MIN};
-use crate::tree::stored::{STORED_HEADER_SIZE, Stored, StoredRef};
+use crate::tree::stored::{Stored, StoredRef};
+
+/// Whether it is an internal key, as far as walks depend on it.
+#[inline]
+fn is_sound(key: &[u8]) -> bool {
+    (INTERNAL_KEY_SIZE_MIN..=INTERNAL_KEY_SIZE_MAX).contains(&key.len())
+        && internal_key::stamp_of(key).is_some()
+}
 
 /// Walks a table.
 pub(crate) struct TableCursor<F> {
@@ -33,6 +41,15 @@ pub(crate) struct TableCursor<F> {
     block: EntriesCursor,
     handle: Handle,
     readahead: Readahead,
+    /// At this end of the table, and nothing was read there yet.
+    ahead: Option<End>,
+}
+
+/// An end of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    First,
+    Last,
 }
 
 impl<F: DiskFile> TableCursor<F> {
@@ -48,6 +65,7 @@ impl<F: DiskFile> TableCursor<F> {
             block: EntriesCursor::new(Entries::default()),
             handle: Handle::default(),
             readahead: Readahead::new(!keep),
+            ahead: None,
         }
     }
 
@@ -55,6 +73,7 @@ impl<F: DiskFile> TableCursor<F> {
     pub(crate) fn seek(table: Arc<Table<F>>, from: &[u8], keep: bool) -> Result<Self, Error> {
         let mut cursor = Self::new(table, keep);
         cursor.reseek(from)?;
+        cursor.arrive()?;
         Ok(cursor)
     }
 
@@ -64,7 +83,62 @@ impl<F: DiskFile> TableCursor<F> {
         self.pass_hidden()
     }
 
+    /// Whether the event at an end of the table can wait. A merge looks at each at once: its partition may be dropped.
+    fn puts_off(&mut self, end: End) -> bool {
+        let waits = self.keep && self.key_at(end).is_some_and(is_sound);
+        if waits {
+            self.leave();
+            self.ahead = Some(end);
+        }
+        waits
+    }
+
+    /// Reads the event that the cursor is on, if that was put off.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if it is another one than the table says, or as any move.
+    #[inline]
+    pub(crate) fn arrive(&mut self) -> Result<(), Error> {
+        match self.ahead.take() {
+            None => Ok(()),
+            Some(end) => self.arrive_at(end),
+        }
+    }
+
+    #[cold]
+    fn arrive_at(&mut self, end: End) -> Result<(), Error> {
+        let number = if end == End::First { 0 } else { self.table.sections() - 1 };
+        let section = self.enter_section(number)?;
+        match end {
+            End::First => {
+                self.enter_block(0)?;
+                self.on_block(EntriesCursor::first)?;
+            }
+            End::Last => {
+                self.enter_block(section.index.len() - 1)?;
+                self.on_block(EntriesCursor::last)?;
+            }
+        }
+        if self.block.valid() && Some(self.block.key()) == self.key_at(end) {
+            return Ok(());
+        }
+        self.leave();
+        Err(self.table.damaged(self.handle))
+    }
+
+    /// What the table says of the event at this end.
+    fn key_at(&self, end: End) -> Option<&[u8]> {
+        match end {
+            End::First => Some(self.table.first_key()),
+            End::Last => self.table.last_key(),
+        }
+    }
+
     fn move_to(&mut self, from: &[u8]) -> Result<(), Error> {
+        if from <= self.table.first_key() && self.puts_off(End::First) {
+            return Ok(());
+        }
+        self.ahead = None;
         let Some(number) = self.table.section_of(from) else {
             self.leave();
             return Ok(());
@@ -77,6 +151,10 @@ impl<F: DiskFile> TableCursor<F> {
 
     /// Moves to the last event before `end`.
     pub(crate) fn seek_before(&mut self, end: &[u8]) -> Result<(), Error> {
+        if self.table.last_key().is_some_and(|last| last < end) && self.puts_off(End::Last) {
+            return Ok(());
+        }
+        self.ahead = None;
         if let Some(number) = self.table.section_of(end) {
             let section = self.enter_section(number)?;
             self.enter_block(section.index.floor(end))?;
@@ -90,8 +168,12 @@ impl<F: DiskFile> TableCursor<F> {
     }
 
     /// The internal key of the event, `None` past the last or the first one.
+    #[inline]
     pub(crate) fn key(&self) -> Option<&[u8]> {
-        self.block.valid().then(|| self.block.key())
+        match self.ahead {
+            None => self.block.valid().then(|| self.block.key()),
+            Some(end) => self.key_at(end),
+        }
     }
 
     /// What there is of the event beside its internal key.
@@ -114,19 +196,9 @@ impl<F: DiskFile> TableCursor<F> {
     /// # Panics
     /// As [`Self::borrowed`].
     pub(crate) fn stored(&self) -> Result<Stored, Error> {
-        let StoredRef { action, request, .. } = self.borrowed()?;
-        Ok(Stored { action, request, payload: self.block.value_from(STORED_HEADER_SIZE) })
-    }
-
-    /// The event's action.
-    ///
-    /// # Errors
-    /// [`Error::Corrupt`] if it is not what was written.
-    ///
-    /// # Panics
-    /// If the cursor is on no event.
-    pub(crate) fn action(&self) -> Result<Action, Error> {
-        self.borrowed().map(|stored| stored.action)
+        let StoredRef { action, request, payload } = self.borrowed()?;
+        let header = self.block.value().len() - payload.len();
+        Ok(Stored { action, request, payload: self.block.value_from(header) })
     }
 
     /// The internal key of the event and what there is beside it; `None` past the last or the first one.
@@ -138,16 +210,19 @@ impl<F: DiskFile> TableCursor<F> {
     }
 
     /// Moves to the next event.
+    #[inline]
     pub(crate) fn advance(&mut self) -> Result<(), Error> {
+        self.arrive()?;
         if !self.block.valid() {
             return Ok(());
         }
         self.on_block(EntriesCursor::advance)?;
-        self.settle_forwards()
+        if self.keep && self.block.valid() { self.check() } else { self.settle_forwards() }
     }
 
     /// Moves to the event before.
     pub(crate) fn retreat(&mut self) -> Result<(), Error> {
+        self.arrive()?;
         if !self.block.valid() {
             return Ok(());
         }
@@ -215,11 +290,9 @@ impl<F: DiskFile> TableCursor<F> {
     }
 
     /// What a good checksum leaves open: whether what the cursor is on is an internal key.
+    #[inline]
     fn check(&mut self) -> Result<(), Error> {
-        let key = self.block.key();
-        let sound = (INTERNAL_KEY_SIZE_MIN..=INTERNAL_KEY_SIZE_MAX).contains(&key.len())
-            && internal_key::stamp_of(key).is_some();
-        if sound {
+        if is_sound(self.block.key()) {
             return Ok(());
         }
         self.leave();

@@ -191,6 +191,7 @@ impl EntriesBlock {
         if offset < self.list_start { Ok(offset) } else { Err(Damaged) }
     }
 
+    #[inline]
     fn header(&self, offset: usize) -> Result<Header, Damaged> {
         let rest = &self.bytes[offset..self.list_start];
         // Nearly every length is below 128.
@@ -345,6 +346,7 @@ impl EntriesCursor {
     }
 
     /// Moves to the next entry, or off the end.
+    #[inline]
     pub(crate) fn advance(&mut self) -> Result<(), Damaged> {
         if !self.valid {
             return Ok(());
@@ -407,14 +409,20 @@ impl EntriesCursor {
     }
 
     /// Moves to the entry at this offset; the key is that of the one before, or empty.
+    #[inline]
     fn enter(&mut self, offset: usize) -> Result<(), Damaged> {
         if offset == self.entries.list_start {
             return Ok(());
         }
         let header = self.entries.header(offset)?;
         let suffix = &self.entries.bytes[header.suffix];
-        let rises = offset == 0 || self.key.get(header.shared..).ok_or(Damaged)? < suffix;
-        if !rises || self.key.len() < header.shared {
+        let before = self.key.get(header.shared..).ok_or(Damaged)?;
+        // The first byte decides but where less is shared than could be.
+        let rises = match (before.first(), suffix.first()) {
+            (Some(before), Some(first)) if before != first => before < first,
+            _ => before < suffix,
+        };
+        if !rises && offset != 0 {
             return Err(Damaged);
         }
         self.key.truncate(header.shared);

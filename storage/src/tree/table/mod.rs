@@ -19,7 +19,7 @@ mod reader;
 mod section;
 mod slot;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub(crate) use bloom::key_hash;
 pub(crate) use builder::TableBuilder;

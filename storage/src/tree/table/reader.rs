@@ -26,7 +26,7 @@ use crate::disk::{Disk, DiskFile};
 use crate::error::Error;
 use crate::tree::hidden::Hidden;
 use crate::tree::internal_key;
-use crate::tree::stored::Stored;
+use crate::tree::stored::{Stored, StoredRef};
 
 /// An event that a point read found, not yet read.
 pub(crate) struct FoundEvent {
@@ -38,9 +38,9 @@ pub(crate) struct FoundEvent {
 impl FoundEvent {
     /// The rest of the event; `None` if that is not what was written.
     pub(crate) fn stored(&self) -> Option<Stored> {
-        let (action, request, header) =
-            Stored::decode_header(self.block.slice(self.value.clone()))?;
-        let payload = self.block.value(self.value.start + header..self.value.end);
+        let StoredRef { action, request, payload } =
+            StoredRef::decode(self.block.slice(self.value.clone()))?;
+        let payload = self.block.value(self.value.end - payload.len()..self.value.end);
         Some(Stored { action, request, payload })
     }
 }
@@ -253,6 +253,16 @@ impl<F: DiskFile> Table<F> {
             return None;
         }
         Some(self.sections.floor(target))
+    }
+
+    /// The first event's internal key, if the table is sound.
+    pub(super) fn first_key(&self) -> &[u8] {
+        self.sections.key(0)
+    }
+
+    /// The last event's internal key, if the table is sound.
+    pub(super) fn last_key(&self) -> Option<&[u8]> {
+        self.upper.strip_suffix(&[0])
     }
 
     /// How many sections there are.

@@ -16,10 +16,10 @@ use crate::event::{Action, KeyspaceId, RequestId};
 use crate::tree::internal_key;
 use crate::tree::stored::Stored;
 
-type Rows = Vec<(Vec<u8>, Stored)>;
+pub(in crate::tree) type Rows = Vec<(Vec<u8>, Stored)>;
 
 /// Blocks of an event or two, sections of a few blocks.
-fn tiny(block_bytes: usize) -> TreeConfig {
+pub(in crate::tree) fn tiny(block_bytes: usize) -> TreeConfig {
     TreeConfig { block_bytes, ..TreeConfig::default() }
 }
 
@@ -56,7 +56,11 @@ fn open(disk: &SimDisk, size: u64, cache_bytes: u64) -> Result<Arc<Table<SimFile
     Table::open(disk, "t", (7, 7, size), cache).map(Arc::new)
 }
 
-fn built(rows: &Rows, config: &TreeConfig, cache_bytes: u64) -> Arc<Table<SimFile>> {
+pub(in crate::tree) fn built(
+    rows: &Rows,
+    config: &TreeConfig,
+    cache_bytes: u64,
+) -> Arc<Table<SimFile>> {
     let disk = SimDisk::new(1);
     let size = write(&disk, rows, config);
     open(&disk, size, cache_bytes).unwrap()
@@ -103,12 +107,12 @@ proptest! {
     fn a_cursor_goes_as_in_a_sorted_vector(
         rows in any_rows(), block_bytes in 1..300_usize, keep: bool,
         cache_bytes in prop::sample::select(vec![0_u64, 2000, 1 << 20]),
-        moves in prop::collection::vec(any_move(), 1..30),
+        moves in prop::collection::vec((any_move(), any::<bool>()), 1..30),
     ) {
         let table = built(&rows, &tiny(block_bytes), cache_bytes);
         let mut cursor = TableCursor::new(Arc::clone(&table), keep);
         let mut at: Option<usize> = None;
-        for step in moves {
+        for (step, arrives) in moves {
             match &step {
                 Move::Seek(index, shift, free) => {
                     let target = place(&rows, *index, *shift, free);
@@ -130,6 +134,11 @@ proptest! {
                 }
             }
             at = at.filter(|at| *at < rows.len());
+            prop_assert_eq!(cursor.key(), at.map(|at| &rows[at].0[..]), "after {:?}", step);
+            if !arrives {
+                continue;
+            }
+            cursor.arrive().unwrap();
             prop_assert_eq!(row(&cursor), at.map(|at| rows[at].clone()), "after {:?}", step);
         }
     }
@@ -242,6 +251,25 @@ fn what_does_not_lie_in_the_table_is_seen_without_reading_data() {
     let hash = key_hash(internal_key::prefix_of(&past));
     assert!(table.get(&past, hash).unwrap().is_none());
     assert_eq!(disk.calls(), before);
+}
+
+/// Who merges many tables reads those first that come first, and the rest perhaps never.
+#[test]
+fn a_move_to_either_end_reads_nothing_before_it_has_to() {
+    let disk = SimDisk::new(1);
+    let rows = thousand();
+    let size = write(&disk, &rows, &tiny(256));
+    let table = open(&disk, size, 0).unwrap();
+    let before = disk.calls();
+    let mut cursor = TableCursor::new(table, true);
+    cursor.reseek(&rows[0].0).unwrap();
+    assert_eq!(cursor.key(), Some(&rows[0].0[..]));
+    cursor.seek_before(&[0xff; 40]).unwrap();
+    assert_eq!(cursor.key(), Some(&rows[999].0[..]));
+    assert_eq!(disk.calls(), before);
+    cursor.arrive().unwrap();
+    assert_eq!(row(&cursor), Some(rows[999].clone()));
+    assert!(before < disk.calls());
 }
 
 /// Any flipped bit anywhere is reported by the read that meets it, and a walk or a read meets all of the file.

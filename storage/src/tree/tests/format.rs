@@ -86,7 +86,10 @@ fn an_internal_key_is_as_documented() {
 fn a_stored_value_is_as_documented() {
     let request = RequestId { client: 9, sequence: 2 };
     let stored = Stored { action: Action::Put, request, payload: Bytes::from_static(b"hi") };
-    assert_example("Stored value", 0, &[&stored.borrow().header()[..], &stored.payload].concat());
+    let stored = stored.borrow();
+    assert_example("Stored value", 0, &[&stored.header()[..], stored.payload].concat());
+    let short = stored.short_header();
+    assert_example("Stored value", 1, &[short.as_bytes(), stored.payload].concat());
 }
 
 #[test]
@@ -122,20 +125,22 @@ fn a_manifest_is_as_documented() {
     assert_example("Manifest", 0, &bytes);
 }
 
-/// The files of this test are those of format version 1, written once: they are read for ever.
+/// The files of this test are those of format version 1, each written once: they are read for ever.
 #[test]
 fn files_of_version_1_are_read() {
-    let disk = Arc::new(SimDisk::new(1));
-    disk.create_dir("tables").unwrap();
-    let [manifest, table] = &examples(section("Example of a tree"))[..] else {
-        panic!("a manifest and a table")
-    };
-    disk.replace("tables/MANIFEST", manifest);
-    disk.replace("tables/0000000000000001.table", table);
-    let tree = open(&disk);
-    assert_eq!(tree.flushed(), Lsn(3));
-    let wanted = [delete("a", 2), put("a", 1), put("b", 1)];
-    assert_eq!(tree.view().partition_events(0, None, ALL).unwrap().events, wanted);
+    let examples = examples(section("Example of a tree"));
+    let (trees, []) = examples.as_chunks::<2>() else { panic!("each a manifest and a table") };
+    assert_eq!(trees.len(), 2);
+    for [manifest, table] in trees {
+        let disk = Arc::new(SimDisk::new(1));
+        disk.create_dir("tables").unwrap();
+        disk.replace("tables/MANIFEST", manifest);
+        disk.replace("tables/0000000000000001.table", table);
+        let tree = open(&disk);
+        assert_eq!(tree.flushed(), Lsn(3));
+        let wanted = [delete("a", 2), put("a", 1), put("b", 1)];
+        assert_eq!(tree.view().partition_events(0, None, ALL).unwrap().events, wanted);
+    }
 }
 
 /// What is written today is, byte for byte, what is documented. Should another release of lz4 write other bytes, they
@@ -149,7 +154,7 @@ fn a_tree_is_as_documented() {
     }
     tree.rotate(Lsn(3));
     settle(&mut tree, 0, &Retentions::default());
-    for (index, file) in ["tables/MANIFEST", "tables/0000000000000001.table"].iter().enumerate() {
+    for (index, file) in [(2, "tables/MANIFEST"), (3, "tables/0000000000000001.table")] {
         assert_example("Example of a tree", index, &disk.contents(file).unwrap());
     }
 }

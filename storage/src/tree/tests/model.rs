@@ -1,11 +1,12 @@
 //! Reads against a sorted map, with events in any stamp order and flushes and merges at any moment.
 
 use std::cmp::Reverse;
+use std::ops::ControlFlow;
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::EventId;
+use crate::event::{EventId, EventRef};
 use crate::types::{Digest, Order, PartitionCursor, Scan, ScanPage};
 
 type Identity = (u32, KeyspaceId, Bytes, Reverse<Stamp>);
@@ -184,6 +185,32 @@ impl Pair {
             for steps_max in [0, 5, usize::MAX] {
                 assert_eq!(self.all_pages(Scan { steps_max, ..scan }), wanted);
             }
+            self.check_shown(scan, &wanted);
+        }
+    }
+
+    /// A scan that shows its events one by one shows those of a page, and ends where it is told to.
+    fn check_shown(&self, scan: Scan<'_>, wanted: &[Event]) {
+        let view = self.tree.view();
+        let page = view.scan(&scan).unwrap();
+        let mut shown = Vec::new();
+        let show = |event: EventRef<'_>| {
+            shown.push(event.to_event());
+            ControlFlow::Continue(())
+        };
+        let end = view.scan_each(&scan, show).unwrap();
+        assert_eq!((shown, end.more, end.resume), (page.events, page.more, page.resume));
+
+        let scan = Scan { limit: usize::MAX, bytes_max: usize::MAX, ..scan };
+        for (index, last) in wanted.iter().enumerate() {
+            let mut seen = 0;
+            let show = |event: EventRef<'_>| {
+                assert_eq!(event, wanted[seen].borrow());
+                seen += 1;
+                if seen <= index { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            };
+            let end = view.scan_each(&scan, show).unwrap();
+            assert_eq!((seen, end.more, end.resume), (index + 1, true, Some(last.key.clone())));
         }
     }
 
