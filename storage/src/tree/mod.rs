@@ -30,6 +30,7 @@ mod memtable;
 mod merge;
 mod pick;
 mod run_writer;
+mod salvage;
 mod scan;
 mod sieve;
 mod stored;
