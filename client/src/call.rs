@@ -56,10 +56,6 @@ pub(crate) struct Call<'a> {
 }
 
 /// What an attempt came to.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "lives on the stack for a moment; a box costs an allocation a request"
-)]
 enum Outcome {
     Answer(Response),
     /// It did not reach the node.

@@ -114,7 +114,7 @@ impl Client {
     pub async fn status(&self, node: NodeId) -> Result<NodeStatus, ClientError> {
         let mut call = self.inner.call(&Request::Status, Target::Node(node));
         match call.run().await? {
-            Response::Status(status) => Ok(status),
+            Response::Status(status) => Ok(*status),
             other => Err(call.misfit(&other)),
         }
     }

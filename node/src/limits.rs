@@ -8,7 +8,8 @@
 //! What an operator may change is in [`Limits`]; the rest are constants.
 
 use starling_client::wire::{
-    KEY_SIZE_MAX, PAGE_BYTES_MAX, PAGE_ROWS_MAX, PAYLOAD_SIZE_DEFAULT, PAYLOAD_SIZE_LIMIT,
+    DAMAGED_PLACES_MAX, KEY_SIZE_MAX, PAGE_BYTES_MAX, PAGE_ROWS_MAX, PAYLOAD_SIZE_DEFAULT,
+    PAYLOAD_SIZE_LIMIT,
 };
 
 /// Most home replicas of a key; the ring's bound.
@@ -46,6 +47,7 @@ pub const ERROR_TEXT_MAX: usize = 1024;
 const _: () = assert!(PAYLOAD_SIZE_DEFAULT <= PAYLOAD_SIZE_LIMIT);
 const _: () = assert!(PAYLOAD_SIZE_LIMIT <= starling_storage::PAYLOAD_SIZE_LIMIT);
 const _: () = assert!(KEY_SIZE_MAX == starling_storage::KEY_SIZE_MAX);
+const _: () = assert!(DAMAGED_PLACES_MAX == starling_storage::DAMAGED_PLACES_MAX as u64);
 const _: () = assert!(PEER_READ_BYTES_MAX < starling_client::codec::MESSAGE_SIZE_MAX);
 const _: () = assert!(HINT_BATCH_BYTES_MAX / starling_storage::EVENT_HEADER_SIZE < PEER_EVENTS_MAX);
 const _: () = assert!((PEER_READ_EVENTS_MAX as usize) < PEER_EVENTS_MAX);

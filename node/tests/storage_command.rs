@@ -3,13 +3,14 @@
 //! Every test runs the built program.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+#![expect(clippy::disallowed_methods, reason = "real processes take real time")]
 
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_starling");
@@ -28,7 +29,12 @@ fn run(dir: &Path, arguments: &[&str]) -> (i32, String, String) {
     (output.status.code().unwrap(), stdout, stderr)
 }
 
-fn start(dir: &Path) -> Child {
+fn start(dir: &Path) -> Running {
+    start_with(dir, &[])
+}
+
+/// Starts a node with these settings.
+fn start_with(dir: &Path, settings: &[&str]) -> Running {
     let mut command = Command::new(PROGRAM);
     command.args([
         "node",
@@ -41,16 +47,27 @@ fn start(dir: &Path) -> Child {
         "--data-dir",
         "data",
     ]);
+    command.args(settings.iter().flat_map(|setting| ["--set", setting]));
     let mut child = command.current_dir(dir).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let node = Running(child);
     assert!(line.starts_with("listening on "), "{line:?}");
-    child
+    node
 }
 
-fn kill(mut child: Child) {
-    child.kill().unwrap();
-    child.wait().unwrap();
+/// A node, which ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn kill(node: Running) {
+    drop(node);
 }
 
 /// The directory of a node that was killed, with three keys in it.
@@ -140,4 +157,71 @@ fn what_is_no_data_directory_is_left_alone() {
     assert_eq!(code, 2);
     assert!(stderr.contains("nowhere is no data directory"), "{stderr}");
     assert!(!dir.path().join("nowhere").exists());
+}
+
+/// What the node of the directory says of its disk.
+fn damage(dir: &Path) -> Value {
+    let (code, text, stderr) = run(dir, &["--json", "status"]);
+    assert_eq!(code, 0, "{stderr}");
+    let status: Value = serde_json::from_str(&text).unwrap();
+    status["nodes"][0]["damage"].clone()
+}
+
+#[test]
+fn a_running_node_tells_what_is_damaged_on_its_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = ["storage.changes_bytes_max=600000", "storage.scrub_mib_per_second=0"];
+    let node = start_with(dir.path(), &small);
+    let nothing = json!({ "places": 0, "latest": [], "scrub_rounds": 0, "scrub_damaged": 0 });
+    assert_eq!(damage(dir.path()), nothing);
+    // Two segments of the change log, of what cannot be compressed.
+    let name = "changes/00000000000000000001.log";
+    let path = dir.path().join("data/storage").join(name);
+    let mut state = 1_u64;
+    for file in [path.with_extension("ids"), path.with_file_name("00000000000000000003.log")] {
+        for key in ["one", "two"] {
+            let draw = |_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                char::from(b'!' + u8::try_from((state >> 33) % 90).unwrap())
+            };
+            let value: String = (0..90_000).map(draw).collect();
+            let (code, _, stderr) = run(dir.path(), &["put", key, "--", &value]);
+            assert_eq!(code, 0, "{stderr}");
+        }
+        let patience = std::time::Instant::now();
+        while !file.exists() {
+            assert!(patience.elapsed().as_secs() < 20, "{} comes to be", file.display());
+            std::thread::yield_now();
+        }
+    }
+    kill(node);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[5000] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+
+    let node = start_with(dir.path(), &small);
+    assert_eq!(damage(dir.path()), nothing, "nobody has looked yet");
+    let (code, _, stderr) = run(dir.path(), &["--timeout", "1s", "changes", "--node", "1"]);
+    assert_ne!(code, 0, "{stderr}");
+    let told = |found_by: &str, scrub_rounds: u64| {
+        let place =
+            json!({ "file": name, "offset": 32, "what": "frame checksum", "found_by": found_by });
+        json!({
+            "places": 1, "latest": [place], "scrub_rounds": scrub_rounds, "scrub_damaged": scrub_rounds
+        })
+    };
+    assert_eq!(damage(dir.path()), told("request", 0));
+    let (_, text, _) = run(dir.path(), &["status"]);
+    let words = format!("DAMAGED in 1 place, the latest {name} at 32 (frame checksum): ");
+    assert!(text.contains(&words), "{text}");
+    kill(node);
+
+    // The disk is read again soon after the start.
+    let node = start_with(dir.path(), &["storage.changes_bytes_max=600000"]);
+    let patience = std::time::Instant::now();
+    while damage(dir.path())["scrub_rounds"] == json!(0) {
+        assert!(patience.elapsed().as_secs() < 20, "a small disk is read in a second");
+    }
+    assert_eq!(damage(dir.path()), told("scrub", 1));
+    kill(node);
 }

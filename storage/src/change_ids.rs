@@ -300,7 +300,7 @@ pub(crate) fn read_index<D: Disk>(
 /// # Errors
 /// A failed read.
 pub(crate) fn read_head<D: Disk>(disk: &D, path: &str) -> Result<Option<Index>, Error> {
-    let file = disk.open(path).map_err(Error::io("open", path))?;
+    let file = disk.open_read(path).map_err(Error::io("open", path))?;
     let mut header = [0; INDEX_HEADER_SIZE];
     let read = file.read_full_at(&mut header, 0).map_err(Error::io("read", path))?;
     let Some((head, places)) = decode_head(&header).filter(|_| read == INDEX_HEADER_SIZE) else {
@@ -353,7 +353,7 @@ impl IndexPlace {
         hash: u64,
     ) -> Result<Vec<u64>, Error> {
         let path = index_path(head.first);
-        let file = disk.open(&path).map_err(Error::io("open", &path))?;
+        let file = disk.open_read(&path).map_err(Error::io("open", &path))?;
         let pages = self.pages();
         let (mut low, mut high, mut step) = (0, pages, 1);
         // The first page whose last entry is not before the hash: near where it would be if hashes were even.
@@ -394,7 +394,7 @@ impl IndexPlace {
         mut visit: impl FnMut(u64, u64),
     ) -> Result<(), Error> {
         let path = index_path(head.first);
-        let file = disk.open(&path).map_err(Error::io("open", &path))?;
+        let file = disk.open_read(&path).map_err(Error::io("open", &path))?;
         for number in 0..self.pages() {
             for entry in self.page(&file, &path, number)? {
                 visit(entry >> 32, head.first + (entry & u64::from(u32::MAX)));

@@ -5,6 +5,7 @@
 //! - A hint that was promised is here or in the write-ahead log until its target has it.
 //! - Numbers grow by one for each target, and none below a consumed one is given again.
 //! - Bytes held for a target are bounded; what goes over is refused before anything is written.
+//! - What is damaged is noted and passed over, and holds up nothing: its target gets it by comparison.
 //!
 //! Delivering a hint twice does no harm, so a crash may bring back some that were consumed.
 
@@ -13,9 +14,12 @@ use std::sync::Arc;
 
 use starling_clock::NodeId;
 
-use crate::log::{FRAME_HEADER_SIZE, LogKind, LogOptions, RecordLog};
+use crate::log::{FRAME_HEADER_SIZE, LogKind, LogOptions, PastDamage, RecordLog};
 use crate::state::HintMark;
-use crate::{Config, Disk, Error, Event, changes::WRITES_PER_BUFFER, log::write_failed, packed};
+use crate::{
+    Config, DamageLog, Disk, Error, FoundBy, HintPage, changes::WRITES_PER_BUFFER,
+    log::write_failed, packed,
+};
 
 const DIR: &str = "hints";
 
@@ -35,6 +39,7 @@ pub(crate) struct Hints<D: Disk> {
     /// Fewer bytes for one target wait for more, so that they are compressed together.
     write_bytes_min: usize,
     bytes_max: u64,
+    damage: DamageLog,
 }
 
 fn target_dir(target: NodeId) -> String {
@@ -42,14 +47,16 @@ fn target_dir(target: NodeId) -> String {
 }
 
 impl<D: Disk> Hints<D> {
-    /// Opens the hints; their directory has to be there. `marks` is what the state file says of them.
+    /// Opens the hints; their directory has to be there. `marks` is what the state file says of them; what is damaged is noted
+    /// in `damage`.
     ///
     /// # Errors
-    /// [`Error::Corrupt`], [`Error::NewerFormat`] or failed IO.
+    /// [`Error::NewerFormat`] or failed IO.
     pub(crate) fn open(
         disk: &Arc<D>,
         config: &Config,
         marks: &BTreeMap<NodeId, HintMark>,
+        damage: DamageLog,
     ) -> Result<Self, Error> {
         let mut hints = Self {
             disk: Arc::clone(disk),
@@ -58,6 +65,7 @@ impl<D: Disk> Hints<D> {
             segment_bytes_max: config.hint_segment_bytes_max,
             write_bytes_min: config.log_buffer_bytes_max / WRITES_PER_BUFFER,
             bytes_max: config.hint_bytes_max,
+            damage,
         };
         let names = disk.list(DIR).map_err(Error::io("list", DIR))?;
         let named = names.iter().filter_map(|name| name.parse().ok().map(NodeId));
@@ -85,14 +93,16 @@ impl<D: Disk> Hints<D> {
             segment_bytes_max: self.segment_bytes_max,
             start,
         };
-        let mut log = RecordLog::open(&self.disk, options, |_| Ok(None), |_, _| Ok(()))?;
-        if log.next() < start {
+        let log = RecordLog::open_past_damage(&self.disk, options, &self.damage)?;
+        let mut target = Target { log, done: mark.done };
+        if target.log.next() < start {
             if mark.done + 1 < mark.next {
-                return Err(Error::corrupt(&dir, 0, "hints are missing"));
+                target.pass_over(&dir, start, &self.damage)?;
+            } else {
+                target.log.restart(start)?;
             }
-            log.restart(start)?;
         }
-        Ok(Target { log, done: mark.done })
+        Ok(target)
     }
 
     /// Makes room to hold hints for `target`. Nothing is promised yet.
@@ -134,7 +144,7 @@ impl<D: Disk> Hints<D> {
     /// Takes a hint that the write-ahead log has, if it is not here already.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if those before it are missing, or failed IO.
+    /// Failed IO.
     pub(crate) fn recover(
         &mut self,
         target: NodeId,
@@ -144,12 +154,24 @@ impl<D: Disk> Hints<D> {
         self.prepare(target)?;
         let next = self.next(target);
         if next < sequence {
-            return Err(Error::corrupt(&target_dir(target), 0, "hints are missing"));
+            let held = self.targets.get_mut(&target).expect("it was prepared");
+            held.pass_over(&target_dir(target), sequence, &self.damage)?;
         }
-        if next == sequence {
+        if next <= sequence {
             self.stage(target, payload);
         }
         Ok(())
+    }
+
+    /// All that the write-ahead log has is here: notes what is not there although its target did not have it.
+    pub(crate) fn finish_recovery(&mut self) {
+        for (target, held) in &self.targets {
+            let (first, _) = held.log.reader().range();
+            if held.done + 1 < first {
+                let error = Error::corrupt(&target_dir(*target), 0, "hints are missing");
+                self.damage.note_error(FoundBy::Start, &error);
+            }
+        }
     }
 
     /// `target` has its hints up to `up_to` and with it.
@@ -229,24 +251,29 @@ impl<D: Disk> Hints<D> {
         Ok(false)
     }
 
-    /// Hints for `target` after the one numbered `after`, oldest first, at least one if there is any.
+    /// Hints for `target` after the one numbered `after`, oldest first, at least one if there is any that can be read.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] or a failed read.
+    /// A failed read.
     pub(crate) fn read(
         &self,
         target: NodeId,
         after: u64,
         bytes_max: usize,
-    ) -> Result<Vec<(u64, Event)>, Error> {
-        let Some(target) = self.targets.get(&target) else { return Ok(Vec::new()) };
+    ) -> Result<HintPage, Error> {
+        let nothing = HintPage { hints: Vec::new(), up_to: after, lost: 0 };
+        let Some(target) = self.targets.get(&target) else { return Ok(nothing) };
         let reader = target.log.reader();
-        let from = after.max(target.done).saturating_add(1).max(reader.range().0);
-        reader.read(from, usize::MAX, bytes_max, |file, offset, record| {
-            let event = packed::event(&record.payload);
-            let event = event.map_err(|_| Error::corrupt(file, offset, "hint"))?;
-            Ok((record.number, event))
-        })
+        let wanted = after.max(target.done).saturating_add(1);
+        let from = wanted.max(reader.range().0);
+        let read = reader.read_past_damage(from, bytes_max, &self.damage, |record| {
+            packed::event(&record.payload).ok().map(|event| (record.number, event))
+        })?;
+        let PastDamage { records: hints, next, lost } = read;
+        if next == wanted {
+            return Ok(nothing);
+        }
+        Ok(HintPage { hints, up_to: next - 1, lost: lost + (from - wanted) })
     }
 
     /// Nodes with hints held for them: how many, and bytes.
@@ -263,6 +290,15 @@ impl<D: Disk> Hints<D> {
 }
 
 impl<D: Disk> Target<D> {
+    /// Goes on with hint `start`: those before it that are not there are lost.
+    fn pass_over(&mut self, dir: &str, start: u64, damage: &DamageLog) -> Result<(), Error> {
+        let (file, offset) = self.log.end().unwrap_or_else(|| (dir.to_owned(), 0));
+        damage.note_error(FoundBy::Start, &Error::corrupt(&file, offset, "hints are missing"));
+        self.log.publish();
+        self.log.write_out()?;
+        self.log.skip_to(start)
+    }
+
     fn count(&self) -> u64 {
         self.log.next() - 1 - self.done
     }

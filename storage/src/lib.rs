@@ -10,6 +10,7 @@
 mod change_ids;
 mod changes;
 mod config;
+mod damage;
 mod disk;
 mod engine;
 mod error;
@@ -37,6 +38,9 @@ mod wal_record;
 mod wal_sync;
 
 pub use config::{Config, HistoryRetention, MEMTABLE_BYTES_LIMIT, Retentions, TreeConfig};
+pub use damage::{
+    DAMAGED_LATEST_MAX, DAMAGED_PLACES_MAX, DamageLog, DamageStatus, DamagedPlace, FoundBy,
+};
 pub use disk::{
     CrashMode, Disk, DiskFile, Fault, OsDisk, OsFile, OsLock, SimDisk, SimFile, SimLock,
 };
@@ -49,8 +53,8 @@ pub use event::{
 pub use lsn::Lsn;
 pub use scrub::{Scrub, ScrubStatus, Scrubbed};
 pub use types::{
-    CLUSTER_NAME_SIZE_MAX, Change, Digest, Estimate, Identity, META_COUNT_MAX, META_NAME_SIZE_MAX,
-    META_VALUE_SIZE_MAX, Mode, Order, Outcome, PartitionCursor, Progress, Scan, ScanEnd, ScanPage,
-    Status, Sync, Write,
+    CLUSTER_NAME_SIZE_MAX, Change, Digest, Estimate, HintPage, Identity, META_COUNT_MAX,
+    META_NAME_SIZE_MAX, META_VALUE_SIZE_MAX, Mode, Order, Outcome, PartitionCursor, Progress, Scan,
+    ScanEnd, ScanPage, Status, Sync, Write,
 };
 pub use view::{Page, View};

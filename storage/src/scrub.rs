@@ -158,7 +158,7 @@ impl<D: Disk> Scrub<D> {
                 }
             }
             Target::Segment { dir, kind, first, until } => {
-                match Segment::open(disk, &dir, kind, first) {
+                match Segment::open_read(disk, &dir, kind, first) {
                     Ok(segment) => {
                         let frames = segment.all_frames();
                         let (offset, number) = (frames.offset, frames.number);

@@ -76,7 +76,7 @@ pub(crate) fn read<D: Disk>(disk: &D, path: &str, magic: [u8; 8]) -> Result<Opti
     if !disk.exists(path).map_err(Error::io("look for", path))? {
         return Ok(None);
     }
-    let file = disk.open(path).map_err(Error::io("open", path))?;
+    let file = disk.open_read(path).map_err(Error::io("open", path))?;
     let size = file.len().map_err(Error::io("read", path))?;
     let limit = SMALL_FILE_HEADER_SIZE + SMALL_FILE_SIZE_MAX;
     let size = usize::try_from(size).unwrap_or(usize::MAX);

@@ -256,6 +256,18 @@ pub struct PartitionCursor {
     pub stamp: Stamp,
 }
 
+/// What [`crate::Storage::hints`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HintPage {
+    /// Number and event, oldest first.
+    pub hints: Vec<(u64, Event)>,
+    /// Everything up to this number was looked at; what was asked for if there is nothing more. Who has the hints of the page
+    /// has all up to here: [`Write::HintsDone`].
+    pub up_to: u64,
+    /// How many of them are damaged and were passed over; where is in [`crate::Storage::damage_log`].
+    pub lost: u64,
+}
+
 /// Counts and sizes, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {

@@ -166,9 +166,9 @@ fn hints_wait_are_consumed_and_their_files_go() {
     for _ in 0..2 {
         fill(&mut storage, 0, 100);
         work_all(&mut storage, 1);
-        let held = storage.hints(one, 0, usize::MAX).unwrap();
+        let held = storage.hints(one, 0, usize::MAX).unwrap().hints;
         assert_eq!(held.iter().map(|(n, _)| *n).collect::<Vec<_>>(), (1..=92).collect::<Vec<_>>());
-        assert_eq!(storage.hints(one, 90, 1).unwrap()[0].0, 91);
+        assert_eq!(storage.hints(one, 90, 1).unwrap().hints[0].0, 91);
         drop(storage);
         storage = open(&disk);
     }
@@ -183,10 +183,10 @@ fn hints_wait_are_consumed_and_their_files_go() {
     assert_eq!(files(&disk), [""; 0]);
     drop(storage);
     let mut storage = open(&disk);
-    assert_eq!(storage.hints(one, 0, usize::MAX).unwrap(), []);
+    assert_eq!(storage.hints(one, 0, usize::MAX).unwrap().hints, []);
     let outcomes = storage.commit(vec![hint(one, 5)], Sync::Now, 1).unwrap();
     assert_eq!(outcomes, [hinted(93)], "a consumed number is not given again");
-    assert_eq!(storage.hints(one, 92, 1).unwrap().len(), 1);
+    assert_eq!(storage.hints(one, 92, 1).unwrap().hints.len(), 1);
 }
 
 #[test]

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use starling_clock::{NodeId, Stamp};
 use starling_storage::{
-    Change, Disk, Error, ErrorKind, Event, Identity, OsDisk, SimDisk, Storage, Sync, Write,
+    Change, CrashMode, DamageStatus, Disk, Error, ErrorKind, Event, Fault, FoundBy, Identity,
+    OsDisk, SimDisk, Storage, Sync, Write, offline,
 };
 use support::*;
 
@@ -29,7 +30,7 @@ fn written() -> (SimDisk, Vec<Change>, Vec<(u64, Event)>) {
     work_all(&mut storage, 1);
     let changes = storage.view().changes(1, usize::MAX, usize::MAX).unwrap();
     assert_eq!(changes.len(), 220);
-    let hints = storage.hints(NodeId(7), 0, usize::MAX).unwrap();
+    let hints = storage.hints(NodeId(7), 0, usize::MAX).unwrap().hints;
     drop(storage);
     (disk, changes, hints)
 }
@@ -113,26 +114,164 @@ fn a_flip_in_the_change_log_is_never_served() {
     assert!(reported > 100);
 }
 
+/// Forty hints in several segments, of which the write-ahead log has none any more.
+fn hinted() -> (SimDisk, Vec<(u64, Event)>) {
+    let disk = SimDisk::new(1);
+    let mut storage = open(&disk);
+    let mut numbers = model::Numbers(3);
+    for n in 0..40 {
+        let payload: Vec<u8> =
+            (0..150).map(|_| u8::try_from(numbers.below(256)).unwrap()).collect();
+        let hint = Write::Hint { target: NodeId(7), event: event(b"hinted", n, &payload) };
+        storage.commit(vec![hint], Sync::Now, 1).unwrap();
+        storage.work(1).unwrap();
+    }
+    fill(&mut storage, 0, 200);
+    work_all(&mut storage, 1);
+    let hints = storage.hints(NodeId(7), 0, usize::MAX).unwrap();
+    assert_eq!((hints.hints.len(), hints.up_to, hints.lost), (40, 40, 0));
+    (disk, hints.hints)
+}
+
+/// What is left of the hints, all of them taken by their target; and what is told of the rest.
+fn hints_left(storage: &mut Storage<SimDisk>) -> (Vec<(u64, Event)>, DamageStatus) {
+    let page = storage.hints(NodeId(7), 0, usize::MAX).unwrap();
+    assert_eq!(page.up_to, 40, "all are delivered or known to be lost");
+    assert_eq!(page.lost, 40 - page.hints.len() as u64);
+    let done = Write::HintsDone { target: NodeId(7), up_to: page.up_to };
+    let next = Write::Hint { target: NodeId(7), event: event(b"later", 1, &[1]) };
+    storage.commit(vec![done, next], Sync::Now, 1).unwrap();
+    // What was damaged holds up nothing: it goes with its segment, and numbers go on.
+    assert_eq!(storage.hint_targets().iter().map(|held| held.1).collect::<Vec<_>>(), [1]);
+    let later = storage.hints(NodeId(7), 0, usize::MAX).unwrap();
+    assert_eq!((later.hints[0].0, later.up_to, later.lost), (41, 41, 0));
+    let done = Write::HintsDone { target: NodeId(7), up_to: 41 };
+    storage.commit(vec![done], Sync::Now, 1).unwrap();
+    work_all(storage, 1);
+    assert_eq!((storage.status().hints, storage.status().hint_bytes), (0, 0));
+    (page.hints, storage.damage_log().status())
+}
+
+/// Opens the disk, which has the damage, and checks what it makes of the hints. Tells how many are lost.
+fn check_hints(disk: &SimDisk, hints: &[(u64, Event)], path: &str, offset_max: u64) -> usize {
+    let report = offline::verify(&disk.fork(), |_, _| {}).unwrap();
+    let mut storage = open(disk);
+    let first = storage.hints(NodeId(7), 0, usize::MAX).unwrap();
+    drop(storage);
+    // Once more from what the first start has left, with the same answer.
+    storage = open(disk);
+    let (left, told) = hints_left(&mut storage);
+    assert_eq!(first.hints, left);
+    let lost: Vec<u64> =
+        hints.iter().filter(|hint| !left.contains(hint)).map(|hint| hint.0).collect();
+    assert_eq!(left.len() + lost.len(), 40, "nothing is made up");
+    assert!(lost.windows(2).all(|pair| pair[0] + 1 == pair[1]), "one place: {lost:?}");
+    assert_eq!(told.places, u64::from(!lost.is_empty()), "{path}: {told:?}");
+    if let Some(place) = told.latest.first() {
+        assert_eq!((place.file.as_str(), place.found_by), (path, FoundBy::Start));
+        assert!(place.offset <= offset_max, "{path}: {place:?}");
+        let [damage] = &report.damage[..] else { panic!("{path}: {:?}", report.damage) };
+        // If only the state file knows of what is not there, the tools tell of the directory.
+        let same = (damage.file.as_str(), damage.offset) == (path, place.offset);
+        assert!(
+            same || path.starts_with(&damage.file) && place.what == "hints are missing",
+            "{damage}"
+        );
+    } else {
+        assert!(report.is_clean(), "{path}: {:?}", report.damage);
+    }
+    assert!(
+        disk.list("hints/00000000000000000007").unwrap().is_empty(),
+        "all segments go in the end"
+    );
+    lost.len()
+}
+
 #[test]
-fn a_flip_in_the_hints_is_never_served_and_loses_none_silently() {
-    let (disk, _, hints) = written();
+fn a_flip_in_the_hints_loses_what_is_in_its_frame_and_holds_up_nothing() {
+    let (disk, hints) = hinted();
+    let paths = files(&disk, "hints/00000000000000000007");
+    assert!(3 <= paths.len(), "sealed segments and a newest one: {paths:?}");
     let mut reported = 0;
-    for path in files(&disk, "hints/00000000000000000007") {
-        let length = disk.contents(&path).unwrap().len();
-        for offset in (0..length).step_by(5) {
-            let read = flipped(&disk, &path, offset)
-                .1
-                .and_then(|storage| storage.hints(NodeId(7), 0, usize::MAX));
-            match read {
-                Ok(read) => assert_eq!(read, hints),
-                Err(error) => {
-                    assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
-                    reported += 1;
-                }
+    for path in &paths {
+        let length = disk.contents(path).unwrap().len();
+        for offset in (0..length).step_by(9) {
+            let copy = disk.fork();
+            copy.flip_bit(path, offset as u64, u32::try_from(offset % 8).unwrap());
+            let lost = check_hints(&copy, &hints, path, offset as u64);
+            assert!(lost < 15, "{path} {offset}: {lost}, but the other segments are read");
+            reported += usize::from(0 < lost);
+        }
+    }
+    assert!(reported > 300, "{reported}");
+}
+
+#[test]
+fn a_cut_or_missing_segment_of_hints_loses_what_was_in_it() {
+    let (disk, hints) = hinted();
+    let paths = files(&disk, "hints/00000000000000000007");
+    for (index, path) in paths.iter().enumerate() {
+        let bytes = disk.contents(path).unwrap();
+        for length in (0..bytes.len()).step_by(31) {
+            let copy = disk.fork();
+            copy.replace(path, &bytes[..length]);
+            check_hints(&copy, &hints, path, length as u64);
+        }
+        let copy = disk.fork();
+        copy.remove(path).unwrap();
+        let mut storage = open(&copy);
+        let (left, told) = hints_left(&mut storage);
+        let in_it = |number: u64| {
+            let first =
+                |path: &String| path[path.len() - 24..path.len() - 4].parse::<u64>().unwrap();
+            first(path) <= number && paths.get(index + 1).is_none_or(|next| number < first(next))
+        };
+        let expected: Vec<_> = hints.iter().filter(|hint| !in_it(hint.0)).cloned().collect();
+        assert_eq!(left, expected, "{path}");
+        let place = &told.latest[0];
+        // It is told of what is there: the segment before it, or the directory.
+        let before = index.checked_sub(1).map_or("hints/00000000000000000007", |it| &paths[it]);
+        assert_eq!((told.places, place.file.as_str()), (1, before), "{told:?}");
+    }
+}
+
+#[test]
+fn a_start_past_damaged_hints_may_be_cut_short_anywhere() {
+    let (disk, hints) = hinted();
+    let paths = files(&disk, "hints/00000000000000000007");
+    for path in &paths {
+        let bytes = disk.contents(path).unwrap();
+        let (middle, cut) = (disk.fork(), disk.fork());
+        middle.flip_bit(path, bytes.len() as u64 / 2, 3);
+        cut.replace(path, &bytes[..bytes.len() * 2 / 3]);
+        for damaged in [middle, cut] {
+            let whole = damaged.fork();
+            drop(open(&whole));
+            for call in 0..whole.calls() - damaged.calls() {
+                let copy = damaged.fork();
+                copy.inject(copy.calls() + call, Fault::Crash);
+                let _ = open_with(&copy, config());
+                copy.restart(CrashMode::LoseUnsynced);
+                assert!(0 < check_hints(&copy, &hints, path, u64::MAX), "{path}, crash at {call}");
             }
         }
     }
-    assert!(reported > 100);
+}
+
+#[test]
+fn hints_that_are_damaged_while_storage_is_open_are_passed_over_too() {
+    let (disk, hints) = hinted();
+    for path in &files(&disk, "hints/00000000000000000007") {
+        let copy = disk.fork();
+        let mut storage = open(&copy);
+        let offset = copy.contents(path).unwrap().len() as u64 / 2;
+        copy.flip_bit(path, offset, 3);
+        let (left, told) = hints_left(&mut storage);
+        assert!(left.len() < 40 && left.iter().all(|hint| hints.contains(hint)), "{path}");
+        let [place] = &told.latest[..] else { panic!("{told:?}") };
+        assert_eq!((place.file.as_str(), place.found_by), (path.as_str(), FoundBy::Request));
+        assert!(place.offset <= offset);
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::Arc;
 
 use starling_clock::{NodeId, Stamp};
@@ -12,7 +13,9 @@ use starling_storage::offline::{
     DAMAGED_SUFFIX, DumpFilter, DumpKind, DumpRecord, Loss, Repair, RepairOptions, Report, Step,
     dump, repair, verify,
 };
-use starling_storage::{Change, Disk, Error, Event, KeyspaceId, SimDisk, Storage, Sync, Write};
+use starling_storage::{
+    Change, Disk, DiskFile, Error, Event, KeyspaceId, SimDisk, SimFile, Storage, Sync, Write,
+};
 use support::*;
 
 /// Several segments of each log, several tables, hints, named values; the process is gone.
@@ -51,7 +54,7 @@ fn contents(disk: &SimDisk) -> Result<Contents, Error> {
     Ok(Contents {
         events: view.partition_events(1, None, usize::MAX, usize::MAX)?.events,
         changes: view.changes(first, usize::MAX, usize::MAX)?,
-        hints: storage.hints(NodeId(7), 0, usize::MAX)?,
+        hints: storage.hints(NodeId(7), 0, usize::MAX)?.hints,
         metas: storage.metas(""),
     })
 }
@@ -88,7 +91,7 @@ fn anything() -> RepairOptions {
     }
 }
 
-fn dumped(disk: &SimDisk, kind: DumpKind, filter: &DumpFilter) -> Vec<DumpRecord> {
+fn dumped<D: Disk>(disk: &D, kind: DumpKind, filter: &DumpFilter) -> Vec<DumpRecord> {
     let mut records = Vec::new();
     dump::<_, Error>(disk, kind, filter, |record| {
         records.push(record);
@@ -114,6 +117,112 @@ fn a_good_directory_is_clean_and_told_in_numbers() {
     assert_eq!(repaired, Repair::default(), "nothing to repair");
     let after = files(&disk).iter().map(|file| disk.contents(file)).collect::<Vec<_>>();
     assert!(before == after, "looking changes nothing");
+}
+
+/// A disk of which files can be read, and nothing else: what a user without leave to write has, the superuser included.
+struct ReadOnly(SimDisk);
+
+struct ReadOnlyFile(SimFile);
+
+fn denied<T>() -> io::Result<T> {
+    Err(io::ErrorKind::ReadOnlyFilesystem.into())
+}
+
+impl Disk for ReadOnly {
+    type File = ReadOnlyFile;
+    type Lock = ();
+
+    fn create(&self, _: &str) -> io::Result<ReadOnlyFile> {
+        denied()
+    }
+
+    fn open(&self, _: &str) -> io::Result<ReadOnlyFile> {
+        denied()
+    }
+
+    fn open_read(&self, path: &str) -> io::Result<ReadOnlyFile> {
+        self.0.open_read(path).map(ReadOnlyFile)
+    }
+
+    fn list(&self, dir: &str) -> io::Result<Vec<String>> {
+        self.0.list(dir)
+    }
+
+    fn remove(&self, _: &str) -> io::Result<()> {
+        denied()
+    }
+
+    fn rename(&self, _: &str, _: &str) -> io::Result<()> {
+        denied()
+    }
+
+    fn create_dir(&self, _: &str) -> io::Result<()> {
+        denied()
+    }
+
+    fn sync_dir(&self, _: &str) -> io::Result<()> {
+        denied()
+    }
+
+    fn exists(&self, path: &str) -> io::Result<bool> {
+        self.0.exists(path)
+    }
+
+    fn lock(&self, _: &str) -> io::Result<()> {
+        denied()
+    }
+}
+
+impl DiskFile for ReadOnlyFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
+        denied()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        denied()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn truncate(&self, _: u64) -> io::Result<()> {
+        denied()
+    }
+}
+
+#[test]
+fn looking_needs_no_leave_to_write() {
+    let disk = written();
+    let tables = files(&disk).into_iter().filter(|file| file.strip_suffix(".table").is_some());
+    for damaged in [None, Some("state".to_owned()), tables.max()] {
+        let disk = disk.fork();
+        if let Some(file) = damaged {
+            disk.flip_bit(&file, 30, 1);
+        }
+        let read_only = ReadOnly(disk.clone());
+        assert_eq!(verify(&read_only, |_, _| {}).unwrap(), look(&disk));
+        let kinds = [
+            DumpKind::Identity,
+            DumpKind::State,
+            DumpKind::Manifest,
+            DumpKind::Tables,
+            DumpKind::Wal,
+            DumpKind::Changes,
+            DumpKind::Hints,
+        ];
+        for kind in kinds {
+            let all = DumpFilter::default();
+            assert_eq!(dumped(&read_only, kind, &all), dumped(&disk, kind, &all), "{kind:?}");
+        }
+        // So does a dry run of a repair.
+        let dry = RepairOptions { write: false, ..anything() };
+        assert_eq!(repair(&Arc::new(read_only), &dry, |_, _| {}).unwrap(), mend(&disk, &dry));
+    }
 }
 
 #[test]

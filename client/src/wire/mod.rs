@@ -16,7 +16,10 @@ pub use request::{
     Action, Cursor, Durability, Header, KeyspaceSettings, Level, Request, RequestId, Response, Row,
     Version,
 };
-pub use topology::{Liveness, MemberInfo, NodeStatus, PeerHints, StorageStatus, Topology};
+pub use topology::{
+    DAMAGED_PLACES_MAX, DamageStatus, DamagedPlace, FoundBy, Liveness, MemberInfo, NodeStatus,
+    PeerHints, StorageStatus, Topology,
+};
 
 /// Version of the client protocol; part of [`ALPN_CLIENT`].
 pub const PROTOCOL_VERSION: u16 = 1;

@@ -223,7 +223,7 @@ pub enum Response {
     /// The cluster.
     Topology(Topology),
     /// This node.
-    Status(NodeStatus),
+    Status(Box<NodeStatus>),
     /// The keyspace exists now; `nodes` know it.
     KeyspaceCreated {
         /// How many nodes have it on disk.

@@ -82,6 +82,48 @@ pub struct StorageStatus {
     pub poisoned: bool,
 }
 
+/// How damage of the disk was met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, BorrowDecode)]
+pub enum FoundBy {
+    /// When the node started.
+    Start,
+    /// By a request.
+    Request,
+    /// By a flush, a merge or other background work.
+    Work,
+    /// When the disk was read again.
+    Scrub,
+}
+
+/// Something on a node's disk that is not as it was written. It is not served.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
+pub struct DamagedPlace {
+    /// File name, relative to the node's storage directory.
+    pub file: Text,
+    /// Where in the file the bad record or block starts; 0 if the file is not there or the place is not known.
+    pub offset: u64,
+    /// What is wrong.
+    pub what: Text,
+    /// How it was met first.
+    pub found_by: FoundBy,
+}
+
+/// Damage of a node's disk that was found since the node started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, BorrowDecode)]
+pub struct DamageStatus {
+    /// Damaged places; [`DAMAGED_PLACES_MAX`]: so many or more.
+    pub places: u64,
+    /// The last of them that were found, the latest one first.
+    pub latest: List<DamagedPlace>,
+    /// How often all of the disk has been read again.
+    pub scrub_rounds: u64,
+    /// Places that the last whole round found damaged.
+    pub scrub_damaged: u64,
+}
+
+/// Damaged places that a node tells apart.
+pub const DAMAGED_PLACES_MAX: u64 = 1000;
+
 /// How a node is.
 #[derive(Clone, Debug, PartialEq, Encode, BorrowDecode)]
 pub struct NodeStatus {
@@ -119,4 +161,6 @@ pub struct NodeStatus {
     pub in_flight: u64,
     /// Change subscriptions open.
     pub subscriptions: u64,
+    /// What was found damaged on the disk.
+    pub damage: DamageStatus,
 }

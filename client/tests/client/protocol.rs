@@ -7,8 +7,8 @@ use starling_client::transport::{
     encode_frame,
 };
 use starling_client::wire::{
-    Action, ChangesItem, ChangesRequest, Cursor, Durability, ErrorCode, Header, Level, Request,
-    RequestId, Response, Topology, WireError,
+    Action, ChangesItem, ChangesRequest, Cursor, DamageStatus, DamagedPlace, Durability, ErrorCode,
+    FoundBy, Header, Level, Request, RequestId, Response, Topology, WireError,
 };
 use starling_client::{HybridTime, NodeId, Stamp};
 
@@ -85,6 +85,28 @@ fn the_worked_bytes_are_real() {
     assert_eq!(codec::decode::<(Header, Request)>(&frames[0][HEADER_SIZE..]), Ok((header, get)));
     assert_eq!(codec::decode::<Response>(&frames[1][HEADER_SIZE..]), Ok(written));
     assert_eq!(codec::decode::<Response>(&frames[2][HEADER_SIZE..]), Ok(error));
+}
+
+#[test]
+fn the_worked_bytes_of_damage_are_real() {
+    let document = DOCUMENT.split_whitespace().collect::<Vec<_>>().join(" ");
+    let place = DamagedPlace {
+        file: "tables/7".into(),
+        offset: 4096,
+        what: "crc".into(),
+        found_by: FoundBy::Request,
+    };
+    let damage =
+        DamageStatus { places: 1, latest: vec![place].into(), scrub_rounds: 2, scrub_damaged: 0 };
+    let mut bytes = Vec::new();
+    codec::encode(&damage, &mut bytes);
+    assert!(document.contains(&hex(&bytes)), "{}", hex(&bytes));
+    assert_eq!(codec::decode(&bytes), Ok(damage));
+    for (number, found_by) in
+        (0..).zip([FoundBy::Start, FoundBy::Request, FoundBy::Work, FoundBy::Scrub])
+    {
+        assert_eq!(codec::decode(&[number]), Ok(found_by));
+    }
 }
 
 #[test]

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
-use starling_client::wire::{KEY_SIZE_MAX, MemberInfo};
+use starling_client::wire::{
+    DAMAGED_PLACES_MAX, DamageStatus, DamagedPlace, FoundBy, KEY_SIZE_MAX, MemberInfo,
+};
 use starling_client::{
     Client, ClientError, ErrorKind, HybridTime, Liveness, NodeId, NodeStatus, Topology, epoch_of,
 };
@@ -207,7 +209,47 @@ fn member_line(member: &MemberInfo, status: Option<&NodeStatus>) -> String {
     if storage.poisoned {
         text += ", TAKES NO WRITES after a failed sync: restart it, and look at its disk";
     }
-    text + "\n"
+    text + &damage_text(&status.damage) + "\n"
+}
+
+/// What is damaged on a node's disk; nothing if nothing is known.
+fn damage_text(damage: &DamageStatus) -> String {
+    let more = if damage.places < DAMAGED_PLACES_MAX { "" } else { " or more" };
+    let mut text = match damage.places {
+        0 => return String::new(),
+        places => format!(", DAMAGED in {}{more}", count(places, "place")),
+    };
+    if let Some(place) = damage.latest.first() {
+        let (file, what) = (printable(place.file.as_bytes()), printable(place.what.as_bytes()));
+        text += &format!(", the latest {file} at {} ({what})", place.offset);
+    }
+    text + ": it is not served; stop the node and run `starling storage verify`"
+}
+
+fn finder_name(found_by: FoundBy) -> &'static str {
+    match found_by {
+        FoundBy::Start => "start",
+        FoundBy::Request => "request",
+        FoundBy::Work => "work",
+        FoundBy::Scrub => "scrub",
+    }
+}
+
+fn damage_json(damage: &DamageStatus) -> Value {
+    let place = |place: &DamagedPlace| {
+        json!({
+            "file": place.file.as_str(),
+            "offset": place.offset,
+            "what": place.what.as_str(),
+            "found_by": finder_name(place.found_by),
+        })
+    };
+    json!({
+        "places": damage.places,
+        "latest": damage.latest.iter().map(place).collect::<Vec<_>>(),
+        "scrub_rounds": damage.scrub_rounds,
+        "scrub_damaged": damage.scrub_damaged,
+    })
 }
 
 fn liveness_name(liveness: Liveness) -> &'static str {
@@ -270,6 +312,7 @@ fn status_json(status: &NodeStatus) -> Value {
         "overloaded": status.overloaded,
         "in_flight": status.in_flight,
         "subscriptions": status.subscriptions,
+        "damage": damage_json(&status.damage),
     })
 }
 

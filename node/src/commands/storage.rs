@@ -3,7 +3,7 @@
 //! Invariants:
 //!
 //! - The directory's lock is held: the command is refused while the node runs, and the node while the command does.
-//! - Only `repair --write` changes anything.
+//! - Only `repair --write` changes anything; the others need no leave to write.
 //! - Exit codes: 0 all is well, 1 something is damaged, 2 it could not be looked at.
 
 use std::path::{Path, PathBuf};
@@ -16,8 +16,8 @@ use rand::rngs::SysRng;
 use serde_json::{Value, json};
 use starling_clock::{NodeId, Stamp};
 use starling_storage::offline::{
-    self, DumpFilter, DumpKind, DumpRecord, DumpTable, Extent, Loss, Repair, RepairOptions, Report,
-    Step,
+    self, DumpFilter, DumpKind, DumpRecord, DumpTable, Extent, KeyPlace, Loss, Repair,
+    RepairOptions, Report, Step,
 };
 use starling_storage::{
     Action, Disk, Error, Event, Identity, KeyspaceId, OsDisk, OsLock, Provenance,
@@ -160,7 +160,8 @@ fn draw_salt() -> Result<u32, Failure> {
 /// An open data directory, and its lock.
 struct Directory {
     disk: Arc<OsDisk>,
-    _lock: OsLock,
+    /// `None`: there never was one and none can be made, so that no node uses the directory.
+    _lock: Option<OsLock>,
 }
 
 impl Directory {
@@ -174,10 +175,14 @@ impl Directory {
             return Err(Failure::NoStorage(path));
         }
         let disk = OsDisk::new(storage).map_err(look)?;
-        let lock = disk.lock("lock").map_err(|error| match error.kind() {
-            std::io::ErrorKind::WouldBlock => Failure::Unreadable(Error::Locked),
-            _ => look(error),
-        })?;
+        let lock = match disk.lock("lock") {
+            Ok(lock) => Some(lock),
+            Err(error) => match error.kind() {
+                std::io::ErrorKind::NotFound => None,
+                std::io::ErrorKind::WouldBlock => return Err(Failure::Unreadable(Error::Locked)),
+                _ => return Err(look(error)),
+            },
+        };
         Ok(Self { disk: Arc::new(disk), _lock: lock })
     }
 }
@@ -417,6 +422,9 @@ fn repair(directory: &Directory, out: Out, options: &RepairOptions) -> Result<()
 fn repair_json(repair: &Repair) -> Value {
     let steps = repair.steps.iter().map(|step| match step {
         Step::Quarantine { file } => json!({ "quarantine": file }),
+        Step::SalvageTable { file, events } => {
+            json!({ "salvage_table": { "file": file, "events": events } })
+        }
         Step::SalvageLog { events } => json!({ "salvage_log": { "events": events } }),
         Step::RebuildManifest { tables } => json!({ "rebuild_manifest": { "tables": tables } }),
         Step::RewriteState => json!("rewrite_state"),
@@ -431,6 +439,10 @@ fn repair_json(repair: &Repair) -> Value {
             "stamps": loss.stamps.map(stamps_json),
             "records": loss.records.map(|(first, last)| [first, last]),
             "events": loss.events,
+            "deletes": loss.deletes,
+            "between": loss.between.as_ref().map(|(after, before)| {
+                [after.as_ref().map(place_json), before.as_ref().map(place_json)]
+            }),
         })
     });
     json!({
@@ -438,6 +450,14 @@ fn repair_json(repair: &Repair) -> Value {
         "steps": steps.collect::<Vec<_>>(),
         "losses": losses.collect::<Vec<_>>(),
         "refused": repair.refused,
+    })
+}
+
+fn place_json(place: &KeyPlace) -> Value {
+    json!({
+        "partition": place.partition,
+        "keyspace": format!("{:016x}", place.keyspace.0),
+        "key": bytes_json(&place.key),
     })
 }
 
@@ -449,6 +469,10 @@ fn repair_text(repair: &Repair) -> String {
     for step in &repair.steps {
         text += &match step {
             Step::Quarantine { file } => format!("give up {}\n", printable(file.as_bytes())),
+            Step::SalvageTable { file, events } => {
+                let file = printable(file.as_bytes());
+                format!("save {} of {file} in new tables\n", count(*events, "event"))
+            }
             Step::SalvageLog { events } => {
                 format!("save {} of the write-ahead log in tables\n", count(*events, "event"))
             }
@@ -477,8 +501,26 @@ fn loss_text(loss: &Loss) -> String {
     if let Some(events) = loss.events {
         text += &format!(", up to {}", count(events, "event"));
     }
+    match loss.deletes {
+        None => {}
+        Some(0) => text += ", none of them a delete",
+        Some(deletes) => text += &format!(", {} among them", count(deletes, "delete")),
+    }
     if let Some((least, greatest)) = loss.partitions {
         text += &format!(", partitions {least} to {greatest}");
+    }
+    if let Some((after, before)) = &loss.between {
+        let end = |place: &Option<KeyPlace>, otherwise: &str| match place {
+            None => otherwise.to_owned(),
+            Some(place) => {
+                format!("'{}' of partition {}", printable(&place.key), place.partition)
+            }
+        };
+        text += &format!(
+            ", between {} and {}",
+            end(after, "the table's begin"),
+            end(before, "its end")
+        );
     }
     if let Some((least, greatest)) = loss.stamps {
         text += &format!(", stamps {least} to {greatest}");

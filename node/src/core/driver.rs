@@ -124,7 +124,7 @@ impl Core {
                 replay.handle_outcomes(now, batch, &outcomes);
             }
             (Work::Replay(replay), About::Local, Reply::Storage(answer)) => match answer {
-                StorageAnswer::Hints(hints) => replay.handle_batch(now, hints),
+                StorageAnswer::Hints { hints, up_to } => replay.handle_batch(now, hints, up_to),
                 _ => replay.handle_unreadable(),
             },
             (Work::Create(work), About::Register, Reply::Registered) => {

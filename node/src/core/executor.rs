@@ -5,13 +5,17 @@
 //! - They decide nothing: a request becomes calls of `starling-storage`, their outcome an answer.
 //! - Every request of a batch gets one answer, in order. A request that the engine refuses does not fail the others.
 //! - A reader sees all events that were answered before it was asked.
+//! - Damage that a request meets is in the engine's damage log before the request is answered.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use starling_client::wire::StorageStatus;
+use starling_client::wire::{self, StorageStatus};
 use starling_clock::Stamp;
-use starling_storage::{Disk, Error, Order, Outcome, PartitionCursor, Storage, Sync, View, Write};
+use starling_storage::{
+    DamageLog, DamageStatus, Disk, Error, FoundBy, Order, Outcome, PartitionCursor, Storage, Sync,
+    View, Write,
+};
 
 use super::storage::{StorageAnswer, StorageFailure, StorageReport, StorageRequest};
 use super::types::Ticket;
@@ -25,11 +29,12 @@ pub struct Writer<D: Disk> {
 /// Reads what the [`Writer`] has answered.
 pub struct Reader<D: Disk> {
     view: Arc<Mutex<View<D>>>,
+    damage: DamageLog,
 }
 
 impl<D: Disk> Clone for Reader<D> {
     fn clone(&self) -> Self {
-        Self { view: self.view.clone() }
+        Self { view: self.view.clone(), damage: self.damage.clone() }
     }
 }
 
@@ -51,7 +56,7 @@ impl<D: Disk> Writer<D> {
 
     /// A reader of what this writer has answered.
     pub fn reader(&self) -> Reader<D> {
-        Reader { view: self.view.clone() }
+        Reader { view: self.view.clone(), damage: self.storage.damage_log() }
     }
 
     /// The engine.
@@ -121,7 +126,7 @@ impl<D: Disk> Writer<D> {
                     assert!(0 < refused, "hints are full for one that is hinted");
                 }
                 Err(error) if is_for_all(&error) => {
-                    let failure = failure(&error);
+                    let failure = self.failure(&error);
                     for pending in together {
                         pending.answer = Some(StorageAnswer::Failed(failure));
                     }
@@ -132,7 +137,8 @@ impl<D: Disk> Writer<D> {
                         match self.commit_together(now_ms, &[&mut *pending]) {
                             Ok(outcomes) => pending.settle(outcomes),
                             Err(error) => {
-                                pending.answer = Some(StorageAnswer::Failed(failure(&error)));
+                                let failure = self.failure(&error);
+                                pending.answer = Some(StorageAnswer::Failed(failure));
                             }
                         }
                     }
@@ -165,8 +171,14 @@ impl<D: Disk> Writer<D> {
             }
             StorageRequest::Hints { target, after, bytes_max } => {
                 match self.storage.hints(target, after, bytes_max) {
-                    Ok(hints) => StorageAnswer::Hints(hints),
-                    Err(error) => StorageAnswer::Failed(failure(&error)),
+                    Ok(page) => {
+                        if 0 < page.lost {
+                            let (up_to, lost) = (page.up_to, page.lost);
+                            tracing::error!(%target, up_to, lost, "damaged hints are passed over");
+                        }
+                        StorageAnswer::Hints { hints: page.hints, up_to: page.up_to }
+                    }
+                    Err(error) => StorageAnswer::Failed(self.failure(&error)),
                 }
             }
             StorageRequest::Status => StorageAnswer::Status(Box::new(self.report())),
@@ -196,7 +208,33 @@ impl<D: Disk> Writer<D> {
             change_bytes: status.change_bytes,
             poisoned: status.poisoned,
         };
-        StorageReport { storage, hints: self.storage.hint_targets() }
+        let damage = damage_on_the_wire(self.storage.damage_log().status());
+        StorageReport { storage, hints: self.storage.hint_targets(), damage }
+    }
+
+    /// What a request is answered that met this error.
+    fn failure(&self, error: &Error) -> StorageFailure {
+        failure(&self.storage.damage_log(), error)
+    }
+}
+
+fn damage_on_the_wire(damage: DamageStatus) -> wire::DamageStatus {
+    let place = |place: starling_storage::DamagedPlace| wire::DamagedPlace {
+        file: place.file.into(),
+        offset: place.offset,
+        what: place.what.into(),
+        found_by: match place.found_by {
+            FoundBy::Start => wire::FoundBy::Start,
+            FoundBy::Request => wire::FoundBy::Request,
+            FoundBy::Work => wire::FoundBy::Work,
+            FoundBy::Scrub => wire::FoundBy::Scrub,
+        },
+    };
+    wire::DamageStatus {
+        places: damage.places,
+        latest: damage.latest.into_iter().map(place).collect(),
+        scrub_rounds: damage.scrub.rounds,
+        scrub_damaged: damage.scrub.damaged,
     }
 }
 
@@ -220,7 +258,7 @@ impl<D: Disk> Reader<D> {
         let view = lock(&self.view).clone();
         match read(&view, request) {
             Ok(answer) => answer,
-            Err(error) => StorageAnswer::Failed(failure(&error)),
+            Err(error) => StorageAnswer::Failed(failure(&self.damage, &error)),
         }
     }
 }
@@ -263,8 +301,9 @@ fn is_for_all(error: &Error) -> bool {
     )
 }
 
-/// What the core is told. Which file and what the system said is for the log alone.
-fn failure(error: &Error) -> StorageFailure {
+/// What the core is told. Which file and what the system said is for the logs alone; damage is told once, however many meet it.
+fn failure(damage: &DamageLog, error: &Error) -> StorageFailure {
+    let is_new = damage.note_error(FoundBy::Request, error);
     match error {
         Error::Full { .. } | Error::HintsFull { .. } => StorageFailure::Full,
         Error::WriteFailed { .. } => {
@@ -275,7 +314,11 @@ fn failure(error: &Error) -> StorageFailure {
         Error::Busy { .. } => StorageFailure::Busy,
         Error::TooLarge { .. } | Error::KeyEmpty | Error::Gap { .. } => StorageFailure::Invalid,
         _ => {
-            tracing::error!(?error, "storage could not serve a request");
+            if is_new {
+                tracing::error!(?error, "storage could not serve a request");
+            } else {
+                tracing::debug!(?error, "storage could not serve a request");
+            }
             StorageFailure::Damaged
         }
     }
@@ -451,6 +494,55 @@ mod tests {
             matches!(&answers[3], StorageAnswer::Status(report) if report.storage.changes_end > 20)
         );
         assert!(writer.storage().meta("name").is_some());
+    }
+
+    #[test]
+    fn damage_that_a_read_meets_is_in_the_report() {
+        let disk = SimDisk::new(1);
+        let mut tree = Config::default().tree;
+        tree.block_cache_bytes = 0;
+        let config = Config { memtable_bytes_max: 64 << 10, tree, ..Config::default() };
+        let mut writer = writer(&disk, config);
+        for number in 0..20 {
+            execute(&mut writer, vec![apply(vec![event(&format!("k{number:02}"), 5, 8 << 10)])]);
+        }
+        while writer.storage_mut().work(0).unwrap() == starling_storage::Progress::Did {}
+        writer.execute(0, Vec::new());
+        let table = disk.list("tables").unwrap().into_iter().find(|name| name.len() == 22);
+        let file = format!("tables/{}", table.unwrap());
+        disk.flip_bit(&file, 20, 1);
+        let get = StorageRequest::Get {
+            partition: 0,
+            keyspace: KeyspaceId(7),
+            key: Bytes::from_static(b"k00"),
+            at: Stamp::MAX,
+            payload_size_max: 100,
+        };
+        let damage =
+            |writer: &mut Writer<SimDisk>| match execute(writer, vec![StorageRequest::Status])
+                .remove(0)
+            {
+                StorageAnswer::Status(report) => report.damage,
+                answer => panic!("{answer:?}"),
+            };
+        assert_eq!(damage(&mut writer), wire::DamageStatus::default());
+        for _ in 0..2 {
+            let answer = writer.reader().execute(get.clone());
+            assert!(matches!(answer, StorageAnswer::Failed(StorageFailure::Damaged)), "{answer:?}");
+        }
+        let place = wire::DamagedPlace {
+            file: file.into(),
+            offset: 0,
+            what: "a table block".into(),
+            found_by: wire::FoundBy::Request,
+        };
+        let expected = wire::DamageStatus {
+            places: 1,
+            latest: vec![place].into(),
+            scrub_rounds: 0,
+            scrub_damaged: 0,
+        };
+        assert_eq!(damage(&mut writer), expected);
     }
 
     #[test]

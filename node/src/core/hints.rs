@@ -4,7 +4,8 @@
 //!
 //! - One batch is in flight at a time.
 //! - Hints are marked as delivered only after the peer took all events of their batch. Delivering twice is harmless.
-//! - Events that the peer calls malformed are skipped: they would never be taken, and would hold up the rest.
+//! - Events that the peer calls malformed are skipped: they would never be taken, and would hold up the rest. So are hints that
+//!   are damaged on disk: comparison brings what they held.
 //!
 //! Call one `handle_*`, then drain [`Replay::poll_output`] until `None`. The driver drops it when the peer becomes
 //! unreachable, and starts another when it is back.
@@ -90,17 +91,20 @@ impl Replay {
         matches!(self.state, State::Done)
     }
 
-    /// What storage holds, in order of sequence. Empty: that was all.
-    pub fn handle_batch(&mut self, now: Instant, hints: Vec<(u64, Event)>) {
+    /// What storage holds, in order of sequence, which is all up to `up_to` that can be read. Nothing, and `up_to` where the read
+    /// began: that was all.
+    pub fn handle_batch(&mut self, now: Instant, hints: Vec<(u64, Event)>, up_to: u64) {
         if !matches!(self.state, State::Reading) {
             return;
         }
-        let Some(&(up_to, _)) = hints.last() else {
+        assert!(hints.last().is_none_or(|&(last, _)| self.after < last && last <= up_to));
+        if !hints.is_empty() {
+            self.send(now, hints.into_iter().map(|(_, event)| event).collect(), up_to);
+        } else if self.after < up_to {
+            self.delivered(up_to, 0);
+        } else {
             self.state = State::Done;
-            return;
-        };
-        assert!(self.after < up_to, "hints come in order");
-        self.send(now, hints.into_iter().map(|(_, event)| event).collect(), up_to);
+        }
     }
 
     /// Storage cannot read the hints: anti-entropy has to bring the events.
@@ -127,10 +131,7 @@ impl Replay {
         let taken = outcomes.iter().filter(|&&outcome| outcome != WriteOutcome::Invalid).count();
         let up_to = *up_to;
         self.failures = 0;
-        self.after = up_to;
-        self.state = State::Reading;
-        self.outputs.push_back(ReplayOutput::Delivered { up_to, events: taken as u64 });
-        self.outputs.push_back(ReplayOutput::Read { after: up_to });
+        self.delivered(up_to, taken as u64);
     }
 
     /// Time has passed. Early calls change nothing.
@@ -157,6 +158,14 @@ impl Replay {
     /// The next thing to do.
     pub fn poll_output(&mut self) -> Option<ReplayOutput> {
         self.outputs.pop_front()
+    }
+
+    /// Notes it and reads on.
+    fn delivered(&mut self, up_to: u64, events: u64) {
+        self.after = up_to;
+        self.state = State::Reading;
+        self.outputs.push_back(ReplayOutput::Delivered { up_to, events });
+        self.outputs.push_back(ReplayOutput::Read { after: up_to });
     }
 
     fn send(&mut self, now: Instant, events: Vec<Event>, up_to: u64) {
@@ -199,7 +208,7 @@ mod tests {
     fn batches_go_one_after_the_other_until_there_are_none() {
         let mut replay = Replay::new(NodeId(2), 1000, (100, 400));
         assert_eq!(outputs(&mut replay), [ReplayOutput::Read { after: 0 }]);
-        replay.handle_batch(Instant(0), hints(3..6));
+        replay.handle_batch(Instant(0), hints(3..6), 5);
         assert_eq!(outputs(&mut replay), sent(1, 3..6));
         // One event is malformed over there and will stay so.
         let taken = [WriteOutcome::Applied, WriteOutcome::Duplicate, WriteOutcome::Invalid];
@@ -207,7 +216,7 @@ mod tests {
         let expected =
             [ReplayOutput::Delivered { up_to: 5, events: 2 }, ReplayOutput::Read { after: 5 }];
         assert_eq!(outputs(&mut replay), expected);
-        replay.handle_batch(Instant(0), Vec::new());
+        replay.handle_batch(Instant(0), Vec::new(), 5);
         assert!(replay.is_done());
         assert_eq!(replay.poll_timeout(), None);
     }
@@ -215,7 +224,7 @@ mod tests {
     #[test]
     fn what_was_not_taken_is_sent_again_with_growing_waits() {
         let mut replay = Replay::new(NodeId(2), 1000, (100, 400));
-        replay.handle_batch(Instant(0), hints(1..3));
+        replay.handle_batch(Instant(0), hints(1..3), 2);
         outputs(&mut replay);
         let mut now = Instant(0);
         for (batch, wait_ms) in [(1, 100), (2, 200), (3, 400), (4, 400)] {
@@ -239,6 +248,26 @@ mod tests {
         replay.handle_timeout(sent_at.plus_ms(1000));
         assert_eq!(replay.poll_timeout(), Some(sent_at.plus_ms(1400)));
         assert!(!replay.is_done());
+    }
+
+    #[test]
+    fn damaged_hints_are_passed_over_and_count_as_delivered() {
+        let mut replay = Replay::new(NodeId(2), 1000, (100, 400));
+        outputs(&mut replay);
+        // Those from 6 to 8 are damaged, and so is all of the next page.
+        replay.handle_batch(Instant(0), hints(3..6), 8);
+        assert_eq!(outputs(&mut replay), sent(1, 3..6));
+        replay.handle_outcomes(Instant(0), 1, &[WriteOutcome::Applied; 3]);
+        let expected =
+            [ReplayOutput::Delivered { up_to: 8, events: 3 }, ReplayOutput::Read { after: 8 }];
+        assert_eq!(outputs(&mut replay), expected);
+        replay.handle_batch(Instant(0), Vec::new(), 11);
+        let expected =
+            [ReplayOutput::Delivered { up_to: 11, events: 0 }, ReplayOutput::Read { after: 11 }];
+        assert_eq!(outputs(&mut replay), expected);
+        assert!(!replay.is_done());
+        replay.handle_batch(Instant(0), Vec::new(), 11);
+        assert!(replay.is_done());
     }
 
     #[test]

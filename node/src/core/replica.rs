@@ -150,7 +150,7 @@ impl From<StorageAnswer> for ReplicaAnswer {
             | StorageAnswer::Changes { .. }
             | StorageAnswer::ChangesGap { .. }
             | StorageAnswer::Sequence(_)
-            | StorageAnswer::Hints(_)
+            | StorageAnswer::Hints { .. }
             | StorageAnswer::Status(_) => Self::Declined(Declined::Malformed),
         }
     }

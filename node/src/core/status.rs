@@ -57,8 +57,9 @@ impl Core {
             overloaded: self.counters.overloaded,
             in_flight: self.in_flight as u64,
             subscriptions: self.subscriptions.len() as u64,
+            damage: report.damage,
         };
-        self.answer(client, Response::Status(status));
+        self.answer(client, Response::Status(Box::new(status)));
     }
 
     fn members(&self) -> Vec<MemberInfo> {

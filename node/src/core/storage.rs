@@ -220,7 +220,12 @@ pub enum StorageAnswer {
     /// To `ChangesAt`.
     Sequence(u64),
     /// To `Hints`.
-    Hints(Vec<(u64, Event)>),
+    Hints {
+        /// Number and event, in order.
+        hints: Vec<(u64, Event)>,
+        /// These are all up to this number: what is between is damaged and lost. What was asked for, if there are no more.
+        up_to: u64,
+    },
     /// To `Digests`: (partition, events, hash), those without events left out.
     Digests(Vec<(u32, u64, u64)>),
     /// To `PartitionEvents`.
@@ -243,6 +248,8 @@ pub struct StorageReport {
     pub storage: starling_client::wire::StorageStatus,
     /// Hints held: (target, pending, bytes).
     pub hints: Vec<(NodeId, u64, u64)>,
+    /// What was found damaged, for the wire.
+    pub damage: starling_client::wire::DamageStatus,
 }
 
 /// Why storage did not do it, as far as the core cares; io logged the rest.

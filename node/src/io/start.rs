@@ -196,6 +196,10 @@ fn start(
         ..storage_config(config)
     };
     let storage = Storage::open(Arc::clone(&disk), storage_config, identity)?;
+    for place in storage.damage_log().status().latest {
+        let (file, offset, what) = (place.file, place.offset, place.what);
+        tracing::error!(file, offset, what, "the disk is damaged: what is there is passed over");
+    }
     let (metas, greatest) = (storage.metas(""), storage.recovered_stamp());
     let writer = Writer::new(storage);
     let reader = writer.reader();

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use starling_storage::{Job, OsDisk, Progress, Scrub};
+use starling_storage::{DamageLog, ErrorKind, FoundBy, Job, OsDisk, Progress, Scrub};
 use tokio::sync::Notify;
 
 use super::lane::{Mailbox, Taken};
@@ -104,6 +104,7 @@ impl StorageThreads {
         let (writes, reads) = (Arc::new(Mailbox::new()), Arc::new(Mailbox::new()));
         let events = Arc::new(Events { mailbox: Mailbox::new(), wake: Notify::new() });
         let jobs = Arc::new(Jobs { begun: Mailbox::new(), ended: Mailbox::new() });
+        let damage = writer.storage().damage_log();
         let lane = WriteLane {
             writer,
             clock,
@@ -139,7 +140,7 @@ impl StorageThreads {
             let (end, guard) = (end.clone(), LostGuard(events.clone()));
             threads.push(std::thread::Builder::new().name("storage-scrub".to_owned()).spawn(
                 move || {
-                    scrub_lane(scrub, bytes_per_second, &end);
+                    scrub_lane(scrub, bytes_per_second, &damage, &end);
                     std::mem::forget(guard);
                 },
             )?);
@@ -288,6 +289,10 @@ impl WriteLane {
     }
 
     fn put_off_work(&mut self, error: &starling_storage::Error) {
+        // What work cannot create or write is no damage of what there is.
+        if error.kind() == ErrorKind::Damaged {
+            self.writer.storage().damage_log().note_error(FoundBy::Work, error);
+        }
         tracing::error!(%error, "background work of storage failed");
         self.work_due = later(self.clock.mono(), WORK_RETRY);
     }
@@ -306,13 +311,14 @@ fn later(now: Instant, pause: Duration) -> Instant {
 }
 
 /// Reads the disk again and again, slowly, and says what is damaged, each place once a round.
-fn scrub_lane(mut scrub: Scrub<OsDisk>, bytes_per_second: u64, end: &Mailbox<()>) {
+fn scrub_lane(mut scrub: Scrub<OsDisk>, bytes_per_second: u64, log: &DamageLog, end: &Mailbox<()>) {
     let steps_per_second = u64::try_from(1000 / SCRUB_STEP.as_millis()).expect("a few");
     let bytes = usize::try_from(bytes_per_second / steps_per_second).unwrap_or(usize::MAX);
     let mut pause = SCRUB_STEP;
     while end.take(&mut Vec::new(), Some(pause)) != Taken::Closed {
         let scrubbed = scrub.step(bytes);
         for damage in &scrubbed.damage {
+            log.note_scrubbed(damage);
             tracing::error!(
                 file = damage.file,
                 offset = damage.offset,
@@ -323,6 +329,7 @@ fn scrub_lane(mut scrub: Scrub<OsDisk>, bytes_per_second: u64, end: &Mailbox<()>
         pause = if scrubbed.round_ended { SCRUB_PAUSE } else { SCRUB_STEP };
         if scrubbed.round_ended {
             let status = scrub.status();
+            log.set_scrub(status);
             tracing::debug!(
                 rounds = status.rounds,
                 bytes = status.bytes,

@@ -34,6 +34,11 @@ pub trait Disk: Send + Sync + 'static {
     /// # Errors
     /// [`io::ErrorKind::NotFound`] if it is not there; whatever else the system says.
     fn open(&self, path: &str) -> io::Result<Self::File>;
+    /// Opens a file for reading alone, which needs no leave to write: writes to it fail, or are not to be tried.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] if it is not there; whatever else the system says.
+    fn open_read(&self, path: &str) -> io::Result<Self::File>;
     /// The names in a directory, sorted.
     ///
     /// # Errors
@@ -67,7 +72,8 @@ pub trait Disk: Send + Sync + 'static {
     /// Takes the exclusive lock called `path` for as long as the answer lives.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] if somebody holds it; whatever else the system says.
+    /// [`io::ErrorKind::WouldBlock`] if somebody holds it; [`io::ErrorKind::NotFound`] if there never was one, and none can be
+    /// made; whatever else the system says.
     fn lock(&self, path: &str) -> io::Result<Self::Lock>;
 }
 

@@ -69,6 +69,10 @@ impl Disk for OsDisk {
         OpenOptions::new().read(true).write(true).open(self.path(path)).map(OsFile)
     }
 
+    fn open_read(&self, path: &str) -> io::Result<OsFile> {
+        File::open(self.path(path)).map(OsFile)
+    }
+
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(self.path(dir))? {
@@ -105,12 +109,16 @@ impl Disk for OsDisk {
     }
 
     fn lock(&self, path: &str) -> io::Result<OsLock> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(self.path(path))?;
+        let path = self.path(path);
+        let opened =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = match opened.map_err(|error| (error.kind(), error)) {
+            // Where nothing can be written the lock of a directory that is only looked at is the same.
+            Err((io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem, _)) => {
+                File::open(&path)?
+            }
+            result => result.map_err(|(_, error)| error)?,
+        };
         file.try_lock().map_err(io::Error::from)?;
         Ok(OsLock { _file: file })
     }
@@ -181,6 +189,19 @@ mod tests {
         disk.remove("d/z").unwrap();
         assert!(!disk.exists("d/z").unwrap());
         assert_eq!(file.read_full_at(&mut buf, 0).unwrap(), 4, "an open file outlives its name");
+    }
+
+    #[test]
+    fn a_file_that_is_opened_for_reading_takes_no_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = OsDisk::new(folder.path()).unwrap();
+        disk.create("x").unwrap().write_at(b"hello", 0).unwrap();
+        let file = disk.open_read("x").unwrap();
+        file.write_at(b"b", 0).unwrap_err();
+        file.truncate(0).unwrap_err();
+        let mut buf = [0; 5];
+        assert_eq!((file.read_at(&mut buf, 0).unwrap(), &buf), (5, b"hello"));
+        assert_eq!(disk.open_read("y").unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

@@ -377,6 +377,10 @@ impl Disk for SimDisk {
         }
     }
 
+    fn open_read(&self, path: &str) -> io::Result<SimFile> {
+        self.open(path)
+    }
+
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
         let mut state = self.state();
         let life = state.life;

@@ -34,8 +34,8 @@ use crate::tree::{Addresses, Dropped, Tree};
 use crate::types::CLUSTER_NAME_SIZE_MAX;
 use crate::wal::Wal;
 use crate::{
-    Config, Disk, Error, Event, HistoryRetention, Identity, KeyspaceId, Lsn, Outcome, Retentions,
-    Status, Sync, View, Write,
+    Config, DamageLog, Disk, Error, HintPage, HistoryRetention, Identity, KeyspaceId, Lsn, Outcome,
+    Retentions, Status, Sync, View, Write,
 };
 pub use job::Job;
 use recovery::Recovery;
@@ -64,6 +64,7 @@ pub struct Storage<D: Disk> {
     addresses: Addresses,
     /// Somebody takes jobs: a commit that has no room does not do the work itself.
     helped: bool,
+    damage: DamageLog,
     /// Ends with the process or with this value.
     _lock: D::Lock,
 }
@@ -97,10 +98,11 @@ impl<D: Disk> Storage<D> {
             disk.sync_dir(dir).map_err(write_failed("sync", dir))?;
         }
         let state = State::read(&*disk)?;
+        let damage = DamageLog::default();
         let mut recovery = Recovery {
             tree: Tree::open(Arc::clone(&disk), TABLES_DIR, config.tree.clone())?,
             changes: ChangeLog::open(&disk, &config)?,
-            hints: Hints::open(&disk, &config, &state.hints)?,
+            hints: Hints::open(&disk, &config, &state.hints, damage.clone())?,
             state,
             buffer_bytes_max: config.log_buffer_bytes_max,
             memtable_bytes_max: config.memtable_bytes_max,
@@ -122,6 +124,7 @@ impl<D: Disk> Storage<D> {
         let Recovery { tree, mut changes, mut hints, state, greatest, .. } = recovery;
         changes.publish();
         hints.publish();
+        hints.finish_recovery();
         let mut retentions = Retentions::default();
         for (partition, floor) in tree.floors() {
             retentions.set_tombstone_floor(*partition, *floor);
@@ -140,6 +143,7 @@ impl<D: Disk> Storage<D> {
             logged: Vec::new(),
             addresses: Addresses::default(),
             helped: false,
+            damage,
             _lock: lock,
         })
     }
@@ -280,22 +284,22 @@ impl<D: Disk> Storage<D> {
     }
 
     /// Hints for `target` after the one numbered `after`, oldest first: no further one once they hold `bytes_max`
-    /// bytes, one at the least if there is any.
+    /// bytes, one at the least if there is any. What is damaged is noted in [`Self::damage_log`] and passed over.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] or a failed read.
-    pub fn hints(
-        &self,
-        target: NodeId,
-        after: u64,
-        bytes_max: usize,
-    ) -> Result<Vec<(u64, Event)>, Error> {
+    /// A failed read.
+    pub fn hints(&self, target: NodeId, after: u64, bytes_max: usize) -> Result<HintPage, Error> {
         self.hints.read(target, after, bytes_max)
     }
 
     /// The first change that is kept, and one past the last that may be read.
     pub fn change_range(&self) -> (u64, u64) {
         self.changes.reader().range()
+    }
+
+    /// What was found damaged since storage was opened: what it passed over by itself, and what its users note there.
+    pub fn damage_log(&self) -> DamageLog {
+        self.damage.clone()
     }
 
     /// Counts and sizes.

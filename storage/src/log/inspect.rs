@@ -70,7 +70,7 @@ pub(crate) fn walk_log<D: Disk>(
         // As many records as the next segment's name says: what is behind them is of no meaning.
         let until = firsts.get(index + 1).copied();
         let path = segment_path(dir, first);
-        let segment = match Segment::open(disk, dir, kind, first) {
+        let segment = match Segment::open_read(disk, dir, kind, first) {
             Ok(segment) => segment,
             Err(error @ Error::NewerFormat { .. }) => return Err(error),
             Err(error) => {
@@ -177,7 +177,7 @@ fn is_zero<F: DiskFile>(segment: &Segment<F>, offset: u64) -> bool {
 }
 
 /// Offset and number of the first whole frame at or behind `from` that is `wanted`.
-fn find_frame<F: DiskFile>(
+pub(super) fn find_frame<F: DiskFile>(
     segment: &Segment<F>,
     from: u64,
     wanted: impl Fn(&Frame) -> bool,

@@ -4,6 +4,7 @@
 mod frame;
 mod inspect;
 mod log_write;
+mod past_damage;
 mod reader;
 mod record_log;
 mod recover;
@@ -18,6 +19,7 @@ pub(crate) use frame::{
 pub(crate) use frame::{decode_frame, find_proof};
 pub(crate) use inspect::{LogExtent, LogItem, reason, walk_log};
 pub(crate) use log_write::LogWrite;
+pub(crate) use past_damage::PastDamage;
 pub(crate) use reader::LogReader;
 pub(crate) use record_log::{LogOptions, LogSegment, Mark, RecordLog};
 pub(crate) use recover::{Recovered, recover};

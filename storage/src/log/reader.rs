@@ -17,7 +17,7 @@ use crate::{DiskFile, Error};
 /// See the file's head.
 #[derive(Debug)]
 pub(crate) struct LogReader<F> {
-    shared: Arc<RwLock<State<F>>>,
+    pub(super) shared: Arc<RwLock<State<F>>>,
 }
 
 impl<F> Clone for LogReader<F> {
@@ -27,7 +27,7 @@ impl<F> Clone for LogReader<F> {
 }
 
 /// What is read, and how much more there may be of it.
-struct Page<T, D> {
+pub(super) struct Page<T, D> {
     out: Vec<T>,
     limit: usize,
     bytes_left: usize,
@@ -37,7 +37,29 @@ struct Page<T, D> {
 }
 
 impl<T, D: FnMut(&str, u64, Record) -> Result<T, Error>> Page<T, D> {
-    fn is_full(&self) -> bool {
+    /// Records from `number` on; see [`LogReader::read`].
+    pub(super) fn new(number: u64, limit: usize, bytes_max: usize, decode: D) -> Self {
+        Self { out: Vec::new(), limit, bytes_left: bytes_max, number, decode }
+    }
+
+    /// The next record to be read.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// How many bytes of a segment are read at once.
+    pub(super) fn chunk(&self) -> usize {
+        self.bytes_left.saturating_add(in_memory(MARK_DISTANCE))
+    }
+
+    /// Goes on with record `number`, if that is further on; tells how many are passed over.
+    pub(super) fn skip_to(&mut self, number: u64) -> u64 {
+        let passed = number.saturating_sub(self.number);
+        self.number += passed;
+        passed
+    }
+
+    pub(super) fn is_full(&self) -> bool {
         self.out.len() == self.limit || (self.bytes_left == 0 && !self.out.is_empty())
     }
 
@@ -49,8 +71,24 @@ impl<T, D: FnMut(&str, u64, Record) -> Result<T, Error>> Page<T, D> {
         Ok(())
     }
 
+    /// The records in memory that are wanted.
+    fn take_memory(&mut self, records: &Bytes) -> Result<(), Error> {
+        let mut offset = 0;
+        while offset < records.len() && !self.is_full() {
+            let (start, end) = record_span(records, offset).expect("we encoded it");
+            self.take("memory", records.slice(start..end), 0)?;
+            offset = end;
+        }
+        Ok(())
+    }
+
     /// The records of a frame that are wanted.
-    fn take_frame(&mut self, path: &str, frame: &Frame, offset: u64) -> Result<(), Error> {
+    pub(super) fn take_frame(
+        &mut self,
+        path: &str,
+        frame: &Frame,
+        offset: u64,
+    ) -> Result<(), Error> {
         for record in frame.records() {
             let record =
                 record.map_err(|_| Error::corrupt(path, offset, "records of the frame"))?;
@@ -98,22 +136,15 @@ impl<F: DiskFile> LogReader<F> {
         bytes_max: usize,
         decode: impl FnMut(&str, u64, Record) -> Result<T, Error>,
     ) -> Result<Vec<T>, Error> {
-        let mut page = Page { out: Vec::new(), limit, bytes_left: bytes_max, number: from, decode };
+        let mut page = Page::new(from, limit, bytes_max, decode);
         while !page.is_full() {
             let records_max = page.limit - page.out.len();
             match self.place(page.number, records_max, page.bytes_left)? {
                 Place::End => break,
-                Place::Memory(records) => {
-                    let mut offset = 0;
-                    while offset < records.len() && !page.is_full() {
-                        let (start, end) = record_span(&records, offset).expect("we encoded it");
-                        page.take("memory", records.slice(start..end), 0)?;
-                        offset = end;
-                    }
-                }
+                Place::Memory(records) => page.take_memory(&records)?,
                 Place::Segment(segment, mark) => {
-                    let chunk = page.bytes_left.saturating_add(in_memory(MARK_DISTANCE));
-                    let mut frames = segment.frames(mark.offset, mark.number).chunked(chunk);
+                    let mut frames = segment.frames(mark.offset, mark.number);
+                    frames = frames.chunked(page.chunk());
                     let mut offset = frames.offset;
                     while !page.is_full()
                         && let Some(frame) = frames.next_frame()?
@@ -127,6 +158,22 @@ impl<F: DiskFile> LogReader<F> {
             }
         }
         Ok(page.out)
+    }
+
+    /// Fills the page from what is not yet written; tells whether there was anything, or it is written by now.
+    ///
+    /// # Errors
+    /// [`Error::Gap`], or what the page's decoder answers.
+    pub(super) fn fill_from_memory<T>(
+        &self,
+        page: &mut Page<T, impl FnMut(&str, u64, Record) -> Result<T, Error>>,
+    ) -> Result<bool, Error> {
+        match self.place(page.number, page.limit - page.out.len(), page.bytes_left)? {
+            Place::End => return Ok(false),
+            Place::Memory(records) => page.take_memory(&records)?,
+            Place::Segment(..) => {}
+        }
+        Ok(true)
     }
 
     fn place(&self, number: u64, records_max: usize, bytes_max: usize) -> Result<Place<F>, Error> {

@@ -60,13 +60,13 @@ pub(super) struct State<F> {
 
 /// See the file's head.
 pub(crate) struct RecordLog<D: Disk> {
-    disk: Arc<D>,
-    dir: String,
-    kind: LogKind,
+    pub(super) disk: Arc<D>,
+    pub(super) dir: String,
+    pub(super) kind: LogKind,
     /// Of new segments.
     salt: u32,
     segment_bytes_max: u64,
-    shared: Arc<RwLock<State<D::File>>>,
+    pub(super) shared: Arc<RwLock<State<D::File>>>,
     staged: Vec<u8>,
     staged_marks: Vec<Mark>,
     /// Records before the staged ones, to be published first.
@@ -79,9 +79,9 @@ pub(crate) struct RecordLog<D: Disk> {
     /// A [`LogWrite`] is out.
     writing: bool,
     /// One past the last staged record.
-    next: u64,
+    pub(super) next: u64,
     /// Records below this are on disk.
-    synced: u64,
+    pub(super) synced: u64,
 }
 
 /// What opening needs to know.
@@ -107,9 +107,29 @@ impl<D: Disk> RecordLog<D> {
         mut known: impl FnMut(&Segment<D::File>) -> Result<Option<LogSegment<D::File>>, Error>,
         mut visit: impl FnMut(u64, FrameRef<'_>) -> Result<(), Error>,
     ) -> Result<Self, Error> {
-        let LogOptions { dir, kind, salt, segment_bytes_max, start } = options;
-        let firsts = list_segments(&**disk, &dir)?;
-        let mut log = Self {
+        let firsts = list_segments(&**disk, &options.dir)?;
+        let first = firsts.first().copied().unwrap_or(options.start);
+        let mut log = Self::unopened(disk, options, first);
+        for pair in firsts.windows(2) {
+            let segment = Segment::open(&**disk, &log.dir, log.kind, pair[0])?;
+            let entry = match known(&segment)? {
+                Some(entry) => entry,
+                None => scan(segment, |frame| visit(pair[0], frame))?,
+            };
+            log.take_segment(entry)?;
+        }
+        log.synced = log.next;
+        if let Some(&first) = firsts.last() {
+            log.open_newest(first, |frame| visit(first, frame))?;
+        }
+        log.begin_after(log.next);
+        Ok(log)
+    }
+
+    /// A log without segments, whose first record will be `next`.
+    pub(super) fn unopened(disk: &Arc<D>, options: LogOptions, next: u64) -> Self {
+        let LogOptions { dir, kind, salt, segment_bytes_max, .. } = options;
+        Self {
             disk: Arc::clone(disk),
             dir,
             kind,
@@ -128,28 +148,17 @@ impl<D: Disk> RecordLog<D> {
             aside_next: 0,
             pending_bytes: 0,
             writing: false,
-            next: firsts.first().copied().unwrap_or(start),
+            next,
             synced: 0,
-        };
-        for pair in firsts.windows(2) {
-            let segment = Segment::open(&**disk, &log.dir, kind, pair[0])?;
-            let entry = match known(&segment)? {
-                Some(entry) => entry,
-                None => scan(segment, |frame| visit(pair[0], frame))?,
-            };
-            log.take_segment(entry)?;
         }
-        log.synced = log.next;
-        if let Some(&first) = firsts.last() {
-            log.open_newest(first, |frame| visit(first, frame))?;
-        }
-        let mut state = log.write_state();
-        state.pending.next = log.next;
-        drop(state);
-        Ok(log)
     }
 
-    fn open_newest(
+    /// Nothing is published, and the next record is `next`.
+    pub(super) fn begin_after(&self, next: u64) {
+        self.write_state().pending.next = next;
+    }
+
+    pub(super) fn open_newest(
         &mut self,
         first: u64,
         mut visit: impl FnMut(FrameRef<'_>) -> Result<(), Error>,
@@ -169,7 +178,7 @@ impl<D: Disk> RecordLog<D> {
         Ok(())
     }
 
-    fn take_segment(&mut self, entry: LogSegment<D::File>) -> Result<(), Error> {
+    pub(super) fn take_segment(&mut self, entry: LogSegment<D::File>) -> Result<(), Error> {
         if entry.segment.head.first != self.next {
             return Err(Error::corrupt(&entry.segment.path, 0, "records before it are missing"));
         }
@@ -411,8 +420,7 @@ impl<D: Disk> RecordLog<D> {
         }
         self.next = start;
         self.synced = start;
-        let mut state = self.write_state();
-        state.pending.next = start;
+        self.begin_after(start);
         Ok(())
     }
 
@@ -450,7 +458,7 @@ impl<D: Disk> RecordLog<D> {
         read_lock(&self.shared)
     }
 
-    fn write_state(&self) -> RwLockWriteGuard<'_, State<D::File>> {
+    pub(super) fn write_state(&self) -> RwLockWriteGuard<'_, State<D::File>> {
         write_lock(&self.shared)
     }
 }
@@ -493,7 +501,7 @@ fn append(
     from.clear();
 }
 
-fn mark(marks: &mut Vec<Mark>, number: u64, offset: u64) {
+pub(super) fn mark(marks: &mut Vec<Mark>, number: u64, offset: u64) {
     if marks.last().is_none_or(|last| last.offset + MARK_DISTANCE <= offset) {
         marks.push(Mark { number, offset });
     }

@@ -209,7 +209,7 @@ impl<F: DiskFile> Segment<F> {
         Ok(Self { file: Arc::new(file), path, head, len, file_len })
     }
 
-    /// Opens a segment to read it; everything in it is taken to be good until it is read.
+    /// Opens a segment; everything in it is taken to be good until it is read.
     ///
     /// # Errors
     /// [`Error::Corrupt`], [`Error::NewerFormat`] or a failed read.
@@ -221,6 +221,25 @@ impl<F: DiskFile> Segment<F> {
     ) -> Result<Self, Error> {
         let path = segment_path(dir, first);
         let file = disk.open(&path).map_err(Error::io("open", &path))?;
+        Self::of_file(file, path, kind, first)
+    }
+
+    /// As [`Self::open`], where nothing is to be written.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn open_read<D: Disk<File = F>>(
+        disk: &D,
+        dir: &str,
+        kind: LogKind,
+        first: u64,
+    ) -> Result<Self, Error> {
+        let path = segment_path(dir, first);
+        let file = disk.open_read(&path).map_err(Error::io("open", &path))?;
+        Self::of_file(file, path, kind, first)
+    }
+
+    fn of_file(file: F, path: String, kind: LogKind, first: u64) -> Result<Self, Error> {
         let mut header = [0; SEGMENT_HEADER_SIZE];
         let read = file.read_full_at(&mut header, 0).map_err(Error::io("read", &path))?;
         let head = decode_segment_header(kind, first, &path, &header[..read])?;

@@ -303,7 +303,7 @@ fn dump_tables<D: Disk, E: From<Error>>(
     let numbers = names.iter().filter_map(|name| table_number(name));
     for number in numbers.filter(|number| filter.table.is_none_or(|wanted| wanted == *number)) {
         let path = table_path(TABLES_DIR, number);
-        let size = disk.open(&path).and_then(|file| file.len());
+        let size = disk.open_read(&path).and_then(|file| file.len());
         let size = size.map_err(Error::io("open", &path))?;
         let entry = ManifestTable { number, run: number, size };
         // The sink's own error has to get out past the walk's.

@@ -108,7 +108,7 @@ fn small_files<D: Disk>(
     for name in root.iter().filter(|name| ["identity.new", "state.new"].contains(&name.as_str())) {
         report.note(name, "left by a replacement that was cut short; not used");
     }
-    let size = |name: &str| disk.open(name).and_then(|file| file.len()).unwrap_or(0);
+    let size = |name: &str| disk.open_read(name).and_then(|file| file.len()).unwrap_or(0);
     progress("identity", report.bytes);
     match identity::read(disk) {
         Ok(Some(found)) => {
@@ -167,7 +167,8 @@ fn between(report: &mut Report, facts: &mut Facts) {
             && mark.done.saturating_add(1) < mark.next
         {
             let what = format!("the state file knows of hints up to {}", mark.next - 1);
-            report.damaged(&dir, 0, what, "the node does not start");
+            let consequence = "hints are lost: the target is repaired by comparison";
+            report.damaged(&dir, 0, what, consequence);
         }
     }
 }

@@ -209,7 +209,7 @@ fn examine_index<D: Disk>(
     if !disk.exists(path).map_err(Error::io("look for", path))? {
         return Ok(true);
     }
-    let size = disk.open(path).and_then(|file| file.len()).map_err(Error::io("read", path))?;
+    let size = disk.open_read(path).and_then(|file| file.len()).map_err(Error::io("read", path))?;
     report.read(size);
     let Some((head, place, _)) = read_head(disk, path)? else {
         report.note(path, "not a good index: made anew at the next start");
@@ -263,8 +263,8 @@ pub(super) fn examine_hints<D: Disk>(
         Err(error) => return Err(error),
     };
     let consequences = Consequences {
-        damaged: "hints are not delivered from there on: the target is repaired by comparison",
-        missing: "the node does not start",
+        damaged: "those hints are not delivered: the target is repaired by comparison",
+        missing: "those hints are not delivered: the target is repaired by comparison",
     };
     for name in names {
         let Ok(target) = name.parse().map(NodeId) else { continue };

@@ -19,7 +19,7 @@ use std::fmt;
 use starling_clock::{NodeId, Stamp};
 
 pub use dump::{DumpBounds, DumpFilter, DumpKind, DumpRecord, DumpTable, dump};
-pub use repair::{Loss, Repair, RepairOptions, Step, repair};
+pub use repair::{KeyPlace, Loss, Repair, RepairOptions, Step, repair};
 
 use crate::{Disk, Error, Identity};
 

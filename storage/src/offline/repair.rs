@@ -9,23 +9,27 @@
 //!
 //! A directory that was repaired opens; what was lost comes back from the other replicas by comparison.
 
+mod tables;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use starling_clock::{NodeId, Stamp};
 
 use super::DAMAGED_SUFFIX;
 use super::examine::{Facts, LogFacts, examine};
 use super::logs::{CHANGES_DIR, HINTS_DIR, WAL_DIR, hints_dir};
-use super::tables::{DIR as TABLES_DIR, MANIFEST};
+use super::tables::DIR as TABLES_DIR;
 use crate::log::{LogItem, LogKind, Segment, SegmentHead, walk_log};
 use crate::state::{HintMark, State};
 use crate::tree::inspect::{
-    ManifestState, internal_key_of, replace_manifest, table_path, write_run,
+    ManifestState, ManifestTable, internal_key_of, replace_manifest, rewrite_kept, table_path,
+    write_run,
 };
 use crate::tree::is_dropped;
 use crate::wal_record::WalRecord;
-use crate::{Disk, Error, Event, Identity, Lsn, identity};
+use crate::{Disk, Error, Event, Identity, KeyspaceId, Lsn, identity};
 
 /// Events of a damaged write-ahead log that are held in memory before they are written to a table, in bytes.
 const SALVAGE_BYTES_MAX: usize = 64 << 20;
@@ -53,14 +57,21 @@ pub enum Step {
         /// Which, relative to the data directory.
         file: String,
     },
+    /// Writes what can be read of a damaged table to new ones.
+    SalvageTable {
+        /// Which, relative to the data directory.
+        file: String,
+        /// How many events of it can be read.
+        events: u64,
+    },
     /// Writes events that are only in the write-ahead log to tables.
     SalvageLog {
         /// How many.
         events: u64,
     },
-    /// Makes a manifest of the tables that are whole.
+    /// Makes a manifest of the tables that are whole, and of those that are made.
     RebuildManifest {
-        /// How many it names.
+        /// How many are whole.
         tables: u64,
     },
     /// Makes a state file of what is known.
@@ -89,8 +100,24 @@ pub struct Loss {
     pub stamps: Option<(Stamp, Stamp)>,
     /// Numbers of the records, the last one too.
     pub records: Option<(u64, u64)>,
-    /// How many events at most.
+    /// How many events at most; with several losses of one file, of all of them together.
     pub events: Option<u64>,
+    /// How many of those are deletes, at most. A delete that is lost may bring back what it hid: 0 is good news.
+    pub deletes: Option<u64>,
+    /// Of a part of a table: the events lie between these two, whose keys they may be of too. `None` inside: from the table's begin,
+    /// or to its end.
+    pub between: Option<(Option<KeyPlace>, Option<KeyPlace>)>,
+}
+
+/// A key, wherever it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KeyPlace {
+    /// Its partition.
+    pub partition: u32,
+    /// Its keyspace.
+    pub keyspace: KeyspaceId,
+    /// The key.
+    pub key: Bytes,
 }
 
 /// What a repair does or has done.
@@ -141,6 +168,8 @@ struct Plan {
     restarts: Vec<(String, LogKind, u64)>,
     /// Events of the write-ahead log after this record are written to tables.
     salvage_after: Option<u64>,
+    /// Damaged tables of which something is saved.
+    salvaged: Vec<ManifestTable>,
     identity: Option<Identity>,
 }
 
@@ -164,7 +193,7 @@ impl Plan {
             self.refuse("the write-ahead log is damaged: --cut-log gives up the records that cannot be read, which this \
                  node may have acknowledged");
         }
-        let tables_changed = self.plan_tables();
+        let tables_changed = self.plan_tables(disk)?;
         let mut flushed = self.flushed();
         if wal_broken {
             flushed = self.plan_wal(disk, &mut state, flushed)?;
@@ -173,6 +202,9 @@ impl Plan {
         self.plan_hints(disk, &mut state)?;
         if tables_changed || wal_broken {
             self.plan_manifest(flushed);
+        }
+        for entry in self.salvaged.clone() {
+            self.quarantine(&table_path(TABLES_DIR, entry.number));
         }
         for index in std::mem::take(&mut self.facts.bad_indexes) {
             self.quarantine(&index);
@@ -248,55 +280,6 @@ impl Plan {
             }
         }
         state.changes = self.facts.changes.next(1);
-    }
-
-    /// Gives up damaged tables; tells whether the manifest has to be written anew.
-    fn plan_tables(&mut self) -> bool {
-        let begins_late = self.facts.wal.extent.is_some_and(|wal| 1 < wal.first);
-        let manifest_lost =
-            self.facts.manifest.is_none() && (self.facts.tables_seen || begins_late);
-        for (number, table) in self.facts.unsound.clone() {
-            let path = table_path(TABLES_DIR, number);
-            if table.there {
-                self.quarantine(&path);
-            }
-            // What the manifest does not name was never finished, or has been merged into another.
-            if table.named.is_none() && self.facts.manifest.is_some() {
-                continue;
-            }
-            let what = match table.named {
-                Some(_) => "the events of a table",
-                None => "the events of a table, if it was ever finished",
-            };
-            self.lose(what, &path, |loss| {
-                if let Some(claimed) = table.claimed {
-                    loss.partitions = Some((claimed.partition_least, claimed.partition_greatest));
-                    loss.stamps = Some((claimed.stamp_least, claimed.stamp_greatest));
-                    loss.events = Some(claimed.events);
-                }
-            });
-        }
-        if manifest_lost {
-            self.quarantine(MANIFEST);
-        }
-        if manifest_lost && self.facts.sound.is_empty() {
-            self.lose("the events of tables that are not there", MANIFEST, |_| {});
-        }
-        manifest_lost || self.tables_lost()
-    }
-
-    fn plan_manifest(&mut self, flushed: u64) {
-        let mut manifest = self.facts.manifest.clone().unwrap_or_default();
-        let sound = self.facts.sound.values().map(|(entry, _)| (entry.number, *entry));
-        manifest.tables = sound.collect();
-        let ManifestState { tables, hidden, .. } = &mut manifest;
-        hidden.retain(|(table, _)| tables.contains_key(table));
-        manifest.flushed = Lsn(flushed);
-        // A repair that was cut short may have left tables that nobody names.
-        let unused = self.facts.table_greatest.saturating_add(1);
-        manifest.next_table = manifest.next_table.max(unused);
-        self.repair.steps.push(Step::RebuildManifest { tables: manifest.tables.len() as u64 });
-        self.manifest = Some(manifest);
     }
 
     /// Saves the records that can be read, and begins the log anew behind all numbers that were ever given. Tells up to which record
@@ -511,17 +494,34 @@ impl Plan {
         if let (Some(after), Some(manifest)) = (self.salvage_after, &mut manifest) {
             salvage(disk, after, manifest)?;
         }
+        if let Some(manifest) = &mut manifest {
+            // The manifest that was has what is hidden of them.
+            let hidden = self.facts.manifest.as_ref().map(|was| was.hidden.clone());
+            let kept = std::mem::replace(&mut manifest.hidden, hidden.unwrap_or_default());
+            for entry in &self.salvaged {
+                rewrite_kept(disk, TABLES_DIR, manifest, *entry)?;
+            }
+            manifest.hidden = kept;
+        }
         let files = self.repair.steps.iter().filter_map(|step| match step {
             Step::Quarantine { file } => Some(file),
             _ => None,
         });
         let (tables, logs): (Vec<_>, Vec<_>) = files.partition(|file| file.starts_with(TABLES_DIR));
+        let salvaged = |entry: &ManifestTable| table_path(TABLES_DIR, entry.number);
+        let salvaged: Vec<String> = self.salvaged.iter().map(salvaged).collect();
+        let (saved, tables): (Vec<_>, Vec<_>) =
+            tables.into_iter().partition(|file| salvaged.contains(file));
         for file in tables {
             quarantine(&**disk, file)?;
         }
         // Before the log goes: its events are in tables by then.
         if let Some(manifest) = manifest {
             replace_manifest(&**disk, TABLES_DIR, &manifest)?;
+        }
+        // Not before what is good of them is named: a repair that begins anew needs them.
+        for file in saved {
+            quarantine(&**disk, file)?;
         }
         for file in logs {
             quarantine(&**disk, file)?;

@@ -93,7 +93,7 @@ fn read_manifest<D: Disk>(
 }
 
 fn size_of<D: Disk>(disk: &D, path: &str) -> u64 {
-    disk.open(path).and_then(|file| file.len()).unwrap_or(0)
+    disk.open_read(path).and_then(|file| file.len()).unwrap_or(0)
 }
 
 /// The write-ahead log begins no later than the tables end: else the manifest is an old one, and not to be gone by.

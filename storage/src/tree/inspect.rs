@@ -7,19 +7,21 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use starling_clock::Stamp;
 
 use super::internal_key;
 use super::manifest::{State, TableEntry};
 use super::run_writer::{RunWriter, TableNumbers, TableSpace};
 use super::stored::{Stored, StoredRef};
-use super::table::{self, BlockCache, Table, TableCursor, key_hash};
-use crate::{Action, Digest, Disk, DiskFile, Error, Event, EventId, TreeConfig};
+use super::table::{self, BlockCache, Bounds, Table, TableCursor, key_hash};
+use crate::{Action, Digest, Disk, DiskFile, Error, Event, EventId, KeyspaceId, TreeConfig};
 
 pub(crate) use super::manifest::{
     State as ManifestState, TableEntry as ManifestTable, inspect as inspect_manifest,
     replace as replace_manifest,
 };
+pub(crate) use super::salvage::{count_kept, rewrite_kept};
 pub(crate) use super::table::{number as table_number, path as table_path};
 
 /// A key is sought for by the index this often; each key is asked of the filter.
@@ -35,6 +37,8 @@ pub(crate) struct TableFacts {
     pub(crate) stamp_least: Stamp,
     pub(crate) stamp_greatest: Stamp,
     pub(crate) events: u64,
+    /// How many of them are deletes.
+    pub(crate) deletes: u64,
     /// Least and greatest internal key.
     pub(crate) least: Vec<u8>,
     pub(crate) greatest: Vec<u8>,
@@ -56,13 +60,18 @@ pub(crate) fn open_table<D: Disk>(
 
 /// What the footer of a table says; the rest may be damaged.
 pub(crate) fn claimed<F: DiskFile>(table: &Table<F>) -> TableFacts {
-    let bounds = table.bounds();
+    facts_of(table.bounds())
+}
+
+/// What a footer says.
+pub(super) fn facts_of(bounds: &Bounds) -> TableFacts {
     TableFacts {
         partition_least: bounds.partition_least,
         partition_greatest: bounds.partition_greatest,
         stamp_least: bounds.stamp_least,
         stamp_greatest: bounds.stamp_greatest,
         events: bounds.events,
+        deletes: bounds.deletes,
         least: Vec::new(),
         greatest: Vec::new(),
     }
@@ -193,13 +202,7 @@ pub(crate) fn write_run<D: Disk>(
     state: &mut State,
     events: &BTreeMap<Vec<u8>, Event>,
 ) -> Result<(), Error> {
-    let space = Arc::new(TableSpace {
-        disk: Arc::clone(disk),
-        dir: dir.to_owned(),
-        config: TreeConfig::default(),
-        cache: small_cache(),
-        numbers: TableNumbers::new(state.next_table),
-    });
+    let space = Arc::new(table_space(disk, dir, state.next_table));
     let mut writer = RunWriter::new(Arc::clone(&space));
     for (key, event) in events {
         let (action, request) = (event.action, event.request);
@@ -211,9 +214,26 @@ pub(crate) fn write_run<D: Disk>(
     Ok(())
 }
 
+/// Where new tables go, and the number that the next one gets.
+pub(super) fn table_space<D: Disk>(disk: &Arc<D>, dir: &str, next: u64) -> TableSpace<D> {
+    TableSpace {
+        disk: Arc::clone(disk),
+        dir: dir.to_owned(),
+        config: TreeConfig::default(),
+        cache: small_cache(),
+        numbers: TableNumbers::new(next),
+    }
+}
+
 /// Where an event lies.
 pub(crate) fn internal_key_of(event: &Event) -> Vec<u8> {
     internal_key::encode(event.partition, event.keyspace, &event.key, event.stamp)
+}
+
+/// Partition, keyspace and key of an internal key; `None` if it is none.
+pub(crate) fn key_parts(internal: &[u8]) -> Option<(u32, KeyspaceId, Bytes)> {
+    let parts = internal_key::decode(internal)?;
+    Some((parts.partition, parts.keyspace, Bytes::from(parts.key.into_owned())))
 }
 
 /// The event of an entry; `None` if it is none.

@@ -14,6 +14,7 @@
 //! inputs are gone ([`Error::Missing`]), or the write-ahead log begins after what is flushed, which its owner checks.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 
 use starling_clock::Stamp;
 
@@ -287,7 +288,7 @@ impl<D: Disk> Manifest<D> {
     }
 
     fn recover(disk: &D, dir: &str, path: String) -> Result<Self, Error> {
-        let (file, bytes) = read_file(disk, &path)?;
+        let (file, bytes) = read_file(disk.open(&path), &path)?;
         let (state, sequence, end) = replay(&bytes, &path)?;
         if end < bytes.len() {
             file.truncate(end as u64).map_err(Error::io("truncate", &path))?;
@@ -352,9 +353,9 @@ impl<D: Disk> Manifest<D> {
     }
 }
 
-/// Opens the file and reads all of it; its header is good.
-fn read_file<D: Disk>(disk: &D, path: &str) -> Result<(D::File, Vec<u8>), Error> {
-    let file = disk.open(path).map_err(Error::io("open", path))?;
+/// Reads all of the opened file; its header is good.
+fn read_file<F: DiskFile>(opened: io::Result<F>, path: &str) -> Result<(F, Vec<u8>), Error> {
+    let file = opened.map_err(Error::io("open", path))?;
     let size = file.len().map_err(Error::io("measure", path))?;
     if FILE_SIZE_MAX < size {
         return Err(Error::corrupt(path, FILE_SIZE_MAX, "the manifest is too long"));
@@ -372,7 +373,7 @@ fn read_file<D: Disk>(disk: &D, path: &str) -> Result<(D::File, Vec<u8>), Error>
 /// As [`Manifest::open`].
 pub(crate) fn inspect<D: Disk>(disk: &D, dir: &str) -> Result<(State, u64, u64), Error> {
     let path = format!("{dir}/{NAME}");
-    let (_, bytes) = read_file(disk, &path)?;
+    let (_, bytes) = read_file(disk.open_read(&path), &path)?;
     let (state, _, end) = replay(&bytes, &path)?;
     Ok((state, end as u64, bytes.len() as u64))
 }
@@ -480,9 +481,9 @@ fn has_record_after(bytes: &[u8], sequence: u64) -> bool {
 }
 
 /// A write whose outcome matters: no room is told apart, since then it may be repeated.
-fn write_failed(file: &str) -> impl FnOnce(std::io::Error) -> Error {
+fn write_failed(file: &str) -> impl FnOnce(io::Error) -> Error {
     move |source| match source.kind() {
-        std::io::ErrorKind::StorageFull => Error::Full { file: file.to_owned() },
+        io::ErrorKind::StorageFull => Error::Full { file: file.to_owned() },
         _ => Error::WriteFailed { operation: "write", file: file.to_owned(), source },
     }
 }

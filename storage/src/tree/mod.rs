@@ -31,6 +31,7 @@ mod merge;
 mod page;
 mod pick;
 mod run_writer;
+mod salvage;
 mod scan;
 mod sieve;
 mod stored;

@@ -79,7 +79,7 @@ pub(crate) fn lines<D: Disk>(storage: &Storage<D>) -> Result<Vec<String>, Error>
         ));
     }
     for target in TARGETS {
-        for (number, event) in storage.hints(target, 0, usize::MAX)? {
+        for (number, event) in storage.hints(target, 0, usize::MAX)?.hints {
             lines.push(format!(
                 r#"{{"hint":{number},"target":{},"event":{{{}}}}}"#,
                 target.0,

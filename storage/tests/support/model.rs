@@ -383,7 +383,7 @@ impl Model {
 
     fn check_hints(&mut self, storage: &Storage<SimDisk>) {
         for target in [NodeId(7), NodeId(8)] {
-            let held = storage.hints(target, 0, usize::MAX).unwrap();
+            let held = storage.hints(target, 0, usize::MAX).unwrap().hints;
             let done = self.hints_done.get(&target).copied().unwrap_or(0);
             let held: BTreeMap<u64, Event> = held.into_iter().collect();
             for event in held.values() {

@@ -16,6 +16,7 @@ mod index;
 mod partitions;
 mod readahead;
 mod reader;
+mod salvage;
 mod section;
 mod slot;
 #[cfg(test)]
@@ -25,9 +26,11 @@ pub(crate) use bloom::key_hash;
 pub(crate) use builder::TableBuilder;
 pub(crate) use cache::BlockCache;
 pub(crate) use cursor::TableCursor;
+pub(crate) use footer::Bounds;
 #[cfg(feature = "fuzzing")]
 pub(crate) use footer::FOOTER_SIZE;
 pub(crate) use reader::{FoundEvent, Table};
+pub(crate) use salvage::{Salvaged, salvage};
 
 /// The path of table `number` in `dir`.
 pub(crate) fn path(dir: &str, number: u64) -> String {

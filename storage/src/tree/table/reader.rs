@@ -78,7 +78,7 @@ impl<F: DiskFile> Table<F> {
         cache: Arc<BlockCache>,
     ) -> Result<Self, Error> {
         let path = super::path(dir, number);
-        let file = disk.open(&path).map_err(Error::io("open", &path))?;
+        let file = disk.open_read(&path).map_err(Error::io("open", &path))?;
         let found = file.len().map_err(Error::io("measure", &path))?;
         if found != size {
             return Err(Error::corrupt(&path, found.min(size), "the table's length"));
@@ -372,7 +372,7 @@ impl<F: DiskFile> Table<F> {
 }
 
 /// The sections, one at the least, and the key that ends the last one.
-fn sections(contents: Bytes) -> Result<(Index<SectionHandle>, Box<[u8]>), Damaged> {
+pub(super) fn sections(contents: Bytes) -> Result<(Index<SectionHandle>, Box<[u8]>), Damaged> {
     // The last entry has no value; nor has any other.
     let decode = |value: &[u8]| match value {
         [] => Some(None),
@@ -384,7 +384,7 @@ fn sections(contents: Bytes) -> Result<(Index<SectionHandle>, Box<[u8]>), Damage
 }
 
 /// The contents of the block at `handle`, from the file.
-fn read_block<F: DiskFile>(
+pub(super) fn read_block<F: DiskFile>(
     file: &F,
     path: &str,
     size: u64,
@@ -397,7 +397,7 @@ fn read_block<F: DiskFile>(
 }
 
 /// What lies at `handle`, from the file.
-fn read_bytes<F: DiskFile>(
+pub(super) fn read_bytes<F: DiskFile>(
     file: &F,
     path: &str,
     size: u64,
@@ -424,7 +424,7 @@ fn stamp_of(block: &Entries, found: &Found, target: &[u8]) -> Option<Stamp> {
     Stamp::from_bytes(std::array::from_fn(|index| !byte(size + index)))
 }
 
-fn read_footer<F: DiskFile>(file: &F, path: &str, size: u64) -> Result<Footer, Error> {
+pub(super) fn read_footer<F: DiskFile>(file: &F, path: &str, size: u64) -> Result<Footer, Error> {
     let offset = size
         .checked_sub(FOOTER_SIZE as u64)
         .ok_or_else(|| Error::corrupt(path, 0, "a table without footer"))?;
