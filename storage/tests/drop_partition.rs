@@ -217,19 +217,21 @@ fn its_room_is_free_after_merges() {
     assert_eq!(events(&storage, GONE), []);
 }
 
-/// Whenever the power goes, the partition is there as a whole or gone as a whole, and the others are there.
+/// Whenever the power goes, or the disk fails or is full, the partition is there as a whole or gone as a whole, and the others are there.
 #[test]
-fn a_crash_at_any_call_drops_all_of_it_or_nothing() {
+fn a_fault_at_any_call_drops_all_of_it_or_nothing() {
     let calls = {
         let disk = SimDisk::new(1);
         run(&disk);
         disk.calls()
     };
     let (mut dropped, mut kept) = (0, 0);
-    for mode in [CrashMode::LoseUnsynced, CrashMode::Torn, CrashMode::KeepAll] {
+    let crashes = [CrashMode::LoseUnsynced, CrashMode::Torn, CrashMode::KeepAll];
+    let faults = [Fault::Io, Fault::Full].map(|fault| (fault, CrashMode::LoseUnsynced));
+    for (fault, mode) in crashes.map(|mode| (Fault::Crash, mode)).into_iter().chain(faults) {
         for call in 0..calls {
             let disk = SimDisk::new(call);
-            disk.inject(call, Fault::Crash);
+            disk.inject(call, fault);
             let promised = run(&disk);
             for _ in 0..2 {
                 disk.restart(mode);

@@ -38,7 +38,7 @@ use crate::{
     Retentions, Status, Sync, View, Write,
 };
 pub use job::Job;
-use recovery::Recovery;
+use recovery::{Recovery, check_begin};
 
 const WAL_DIR: &str = "wal";
 const TABLES_DIR: &str = "tables";
@@ -98,6 +98,7 @@ impl<D: Disk> Storage<D> {
             disk.sync_dir(dir).map_err(write_failed("sync", dir))?;
         }
         let state = State::read(&*disk)?;
+        check_begin(&*disk, &state)?;
         let damage = DamageLog::default();
         let mut recovery = Recovery {
             tree: Tree::open(Arc::clone(&disk), TABLES_DIR, config.tree.clone())?,

@@ -11,13 +11,47 @@ use bytes::Bytes;
 use starling_clock::Stamp;
 use starling_clock::mutation::{self, Mutation};
 
-use super::WAL_DIR;
+use super::{TABLES_DIR, WAL_DIR};
 use crate::changes::ChangeLog;
 use crate::hints::Hints;
+use crate::log::parse_segment_name;
 use crate::state::State;
+use crate::tree::inspect::inspect_manifest;
 use crate::tree::{Addresses, Bulk, Tree, is_dropped};
 use crate::wal_record::WalRecordRef;
 use crate::{Disk, Error, Lsn};
+
+const MANIFEST: &str = "tables/MANIFEST";
+
+/// Whether the write-ahead log goes back to where the state file and the tables end. It has to be known before anything is changed:
+/// tables that a manifest does not name any more are removed by the next to read it.
+///
+/// # Errors
+/// [`Error::Missing`] or [`Error::Corrupt`] for what ends too early, or failed IO.
+pub(super) fn check_begin<D: Disk>(disk: &D, state: &State) -> Result<(), Error> {
+    let names = disk.list(WAL_DIR).map_err(Error::io("list", WAL_DIR))?;
+    // Without any, whoever opens the log has the word.
+    let Some(first) = names.iter().find_map(|name| parse_segment_name(name)) else { return Ok(()) };
+    let early = |file: &str, is_there: bool| {
+        if is_there {
+            Error::corrupt(file, 0, "the write-ahead log begins behind where it ends")
+        } else {
+            Error::Missing { file: file.to_owned() }
+        }
+    };
+    if state.up_to.0.saturating_add(1) < first {
+        let is_there = disk.exists("state").map_err(Error::io("look for", "state"))?;
+        return Err(early("state", is_there));
+    }
+    match inspect_manifest(disk, TABLES_DIR) {
+        Ok((manifest, ..)) if manifest.flushed.0.saturating_add(1) < first => {
+            Err(early(MANIFEST, true))
+        }
+        Err(Error::Missing { .. }) if 1 < first => Err(early(MANIFEST, false)),
+        // What is wrong with it otherwise the tree tells.
+        _ => Ok(()),
+    }
+}
 
 /// What is put together while the write-ahead log is read.
 pub(super) struct Recovery<D: Disk> {

@@ -24,7 +24,8 @@ pub(crate) use reader::LogReader;
 pub(crate) use record_log::{LogOptions, LogSegment, Mark, RecordLog};
 pub(crate) use recover::{Recovered, recover};
 pub(crate) use segment::{
-    LogKind, Segment, SegmentHead, list_segments, remove_durably, spare_path, write_failed,
+    LogKind, Segment, SegmentHead, list_segments, parse_segment_name, remove_durably, spare_path,
+    write_failed,
 };
 #[cfg(test)]
 pub(crate) use segment::{SEGMENT_LAYOUT, encode_segment_header};

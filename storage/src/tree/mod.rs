@@ -157,6 +157,12 @@ impl<D: Disk> Tree<D> {
         let manifest = Manifest::open(&*disk, dir)?;
         let state = manifest.state();
         let cache = Arc::new(BlockCache::new(config.block_cache_bytes, config.block_bytes));
+        let open = |entry: &manifest::TableEntry| {
+            let place = (entry.number, entry.run, entry.size);
+            Table::open(&*disk, dir, place, Arc::clone(&cache)).map(Arc::new)
+        };
+        let tables: Vec<_> = state.tables.values().map(open).collect::<Result<_, _>>()?;
+        // Not before: if tables are missing the manifest lacks an edit, maybe, and what it does not name is what is left.
         for name in disk.list(dir).map_err(Error::io("list", dir))? {
             let number = table::number(&name);
             let orphan = number.is_some_and(|number| !state.tables.contains_key(&number));
@@ -165,11 +171,6 @@ impl<D: Disk> Tree<D> {
                 disk.remove(&path).map_err(Error::io("remove", &path))?;
             }
         }
-        let open = |entry: &manifest::TableEntry| {
-            let place = (entry.number, entry.run, entry.size);
-            Table::open(&*disk, dir, place, Arc::clone(&cache)).map(Arc::new)
-        };
-        let tables: Vec<_> = state.tables.values().map(open).collect::<Result<_, _>>()?;
         for table in &tables {
             let hidden = state.hidden.range((table.number(), 0)..=(table.number(), u32::MAX));
             hidden.for_each(|(_, partition)| table.hide(*partition));

@@ -51,7 +51,7 @@ pub(crate) fn tiny_config(change_bytes_max: u64) -> Config {
     Config {
         memtable_bytes_max: 2 << 10,
         wal_segment_bytes_max: 2 << 10,
-        change_segment_bytes_max: 1 << 10,
+        change_segment_bytes_max: 512,
         change_bytes_max,
         hint_segment_bytes_max: 512,
         log_buffer_bytes_max: 600,
@@ -99,6 +99,8 @@ pub(crate) fn script(seed: u64, length: usize) -> Vec<Step> {
             _ => Step::Reopen,
         });
     }
+    // In the end what is behind catches up: flushes let the write-ahead log go, and the other logs end and lose segments.
+    steps.extend(std::iter::repeat_n(Step::Work, 8));
     steps
 }
 
@@ -144,6 +146,21 @@ impl Model {
         Self { jobs: by_jobs.then(Vec::new), ..Self::default() }
     }
 
+    /// The same without the jobs that are out, which end with the process.
+    pub(crate) fn fork(&self) -> Self {
+        Self {
+            attempted: self.attempted.clone(),
+            promised: self.promised.clone(),
+            unsynced: self.unsynced.clone(),
+            published: self.published.clone(),
+            hints: self.hints.clone(),
+            hints_attempted: self.hints_attempted.clone(),
+            hints_done: self.hints_done.clone(),
+            metas: self.metas.clone(),
+            jobs: self.jobs.is_some().then(Vec::new),
+        }
+    }
+
     /// Steps each job that is out, and takes back and hands out what there is; the rest besides.
     fn work(&mut self, storage: &mut Storage<SimDisk>, now_ms: u64) {
         let Some(jobs) = &mut self.jobs else { return drop(storage.work(now_ms)) };
@@ -170,7 +187,7 @@ impl Model {
             let now_ms = index as u64;
             match step {
                 Step::Commit(writes, sync) => self.commit(&mut storage, writes, *sync, now_ms),
-                Step::Work => self.work(&mut storage, now_ms),
+                Step::Work => (0..3).for_each(|_| self.work(&mut storage, now_ms)),
                 Step::Sync => {
                     if storage.sync().is_ok() {
                         self.promised.append(&mut self.unsynced);
@@ -314,6 +331,8 @@ impl Model {
 
     /// Compares storage, which has just been opened, with the model. What is there now is promised from now on.
     pub(crate) fn check(&mut self, storage: &Storage<SimDisk>) {
+        let damage = storage.damage_log().status();
+        assert_eq!(damage.places, 0, "a crash or a full disk is no damage: {damage:?}");
         let visible = all_events(storage);
         for (event_id, event) in &visible {
             assert_eq!(Some(event), self.attempted.get(event_id), "nobody wrote it so");
