@@ -24,8 +24,8 @@ use super::tables::DIR as TABLES_DIR;
 use crate::log::{LogItem, LogKind, Segment, SegmentHead, walk_log};
 use crate::state::{HintMark, State};
 use crate::tree::inspect::{
-    ManifestState, ManifestTable, internal_key_of, replace_manifest, rewrite_kept, table_path,
-    write_run,
+    ManifestState, ManifestTable, has_event, internal_key_of, open_table, replace_manifest,
+    rewrite_kept, table_path, write_run,
 };
 use crate::tree::is_dropped;
 use crate::wal_record::WalRecord;
@@ -64,9 +64,9 @@ pub enum Step {
         /// How many events of it can be read.
         events: u64,
     },
-    /// Writes events that are only in the write-ahead log to tables.
+    /// Writes events of the write-ahead log to tables, unless one has them.
     SalvageLog {
-        /// How many.
+        /// How many at most.
         events: u64,
     },
     /// Makes a manifest of the tables that are whole, and of those that are made.
@@ -166,8 +166,10 @@ struct Plan {
     state: Option<State>,
     /// Logs that begin anew: directory, kind, number of the first record.
     restarts: Vec<(String, LogKind, u64)>,
-    /// Events of the write-ahead log after this record are written to tables.
-    salvage_after: Option<u64>,
+    /// Events of the write-ahead log after the first and up to the second record are written to tables, unless one has them.
+    salvage: Option<(u64, u64)>,
+    /// The write-ahead log begins anew.
+    wal_goes: bool,
     /// Damaged tables of which something is saved.
     salvaged: Vec<ManifestTable>,
     identity: Option<Identity>,
@@ -194,9 +196,11 @@ impl Plan {
                  node may have acknowledged");
         }
         let tables_changed = self.plan_tables(disk)?;
-        let mut flushed = self.flushed();
+        let (after, mut flushed) = self.flushed(tables_changed);
         if wal_broken {
-            flushed = self.plan_wal(disk, &mut state, flushed)?;
+            flushed = self.plan_wal(disk, &mut state, after)?;
+        } else if after < flushed {
+            self.plan_salvage_log(disk, after, flushed)?;
         }
         self.plan_changes(disk, &mut state, wal_broken)?;
         self.plan_hints(disk, &mut state)?;
@@ -255,15 +259,18 @@ impl Plan {
         wal.damaged || wal.extent.is_none() || self.facts.wal_short
     }
 
-    /// Up to which record events are in the tables that are left. Where some are gone the write-ahead log gives back what it still
-    /// has: an event that is in both does no harm.
-    fn flushed(&self) -> u64 {
-        let begin = self.facts.wal.extent.map_or(0, |wal| wal.first - 1);
-        match &self.facts.manifest {
-            Some(manifest) if !self.tables_lost() => manifest.flushed.0.max(begin),
-            Some(manifest) => manifest.flushed.0.min(begin),
+    /// Up to which record events are in the tables that are left, and up to which they are meant to be: where some are gone the
+    /// write-ahead log gives back what it still has.
+    fn flushed(&self, tables_changed: bool) -> (u64, u64) {
+        let (begin, last) =
+            self.facts.wal.extent.map_or((0, 0), |wal| (wal.first - 1, wal.next - 1));
+        let flushed = match &self.facts.manifest {
+            Some(manifest) => manifest.flushed.0.max(begin),
+            // Nobody knows: some tables may have what is in the log.
+            None if tables_changed => last,
             None => begin,
-        }
+        };
+        (if tables_changed { begin } else { flushed }, flushed)
     }
 
     fn tables_lost(&self) -> bool {
@@ -280,6 +287,21 @@ impl Plan {
             }
         }
         state.changes = self.facts.changes.next(1);
+    }
+
+    /// The log stays as it is, but a start does not look at what it has up to where the tables end.
+    fn plan_salvage_log<D: Disk>(&mut self, disk: &D, after: u64, until: u64) -> Result<(), Error> {
+        let mut events = 0;
+        walk_wal(disk, |found| {
+            if let Found::Record(number, WalRecord::Event { .. }) = found {
+                events += u64::from(after < number && number <= until);
+            }
+        })?;
+        if 0 < events {
+            self.repair.steps.push(Step::SalvageLog { events });
+            self.salvage = Some((after, until));
+        }
+        Ok(())
     }
 
     /// Saves the records that can be read, and begins the log anew behind all numbers that were ever given. Tells up to which record
@@ -308,7 +330,8 @@ impl Plan {
         if 0 < events {
             self.repair.steps.push(Step::SalvageLog { events });
         }
-        self.salvage_after = Some(after);
+        self.salvage = Some((after, u64::MAX));
+        self.wal_goes = true;
         let (next, bound) = self.facts.wal.extent.map_or((1, 1), |wal| (wal.next, wal.bound));
         let manifest = self.facts.manifest.as_ref().map_or(0, |manifest| manifest.log_end().0);
         let known = manifest.max(state.up_to.0);
@@ -368,7 +391,7 @@ impl Plan {
 
     fn plan_hints<D: Disk>(&mut self, disk: &D, state: &mut State) -> Result<(), Error> {
         let in_wal = self.facts.wal_hints.clone();
-        let wal_goes = self.salvage_after.is_some();
+        let wal_goes = self.wal_goes;
         let targets = self.facts.hints.keys().chain(state.hints.keys()).chain(in_wal.keys());
         let targets: Vec<NodeId> =
             targets.copied().collect::<std::collections::BTreeSet<_>>().into_iter().collect();
@@ -491,9 +514,6 @@ impl Plan {
         }
         disk.sync_dir("").map_err(Error::io("sync", "the data directory"))?;
         let mut manifest = self.manifest.clone();
-        if let (Some(after), Some(manifest)) = (self.salvage_after, &mut manifest) {
-            salvage(disk, after, manifest)?;
-        }
         if let Some(manifest) = &mut manifest {
             // The manifest that was has what is hidden of them.
             let hidden = self.facts.manifest.as_ref().map(|was| was.hidden.clone());
@@ -502,6 +522,9 @@ impl Plan {
                 rewrite_kept(disk, TABLES_DIR, manifest, *entry)?;
             }
             manifest.hidden = kept;
+            if let Some(range) = self.salvage {
+                salvage(disk, range, manifest)?;
+            }
         }
         let files = self.repair.steps.iter().filter_map(|step| match step {
             Step::Quarantine { file } => Some(file),
@@ -540,11 +563,18 @@ impl Plan {
     }
 }
 
-/// Writes the events of the write-ahead log's records after `after` to tables, and adds those to `manifest`.
-fn salvage<D: Disk>(disk: &Arc<D>, after: u64, manifest: &mut ManifestState) -> Result<(), Error> {
+/// Writes the events of records after `after` and up to `until` of the write-ahead log to tables, but for those that a table of
+/// `manifest` has already, and adds the tables to it.
+fn salvage<D: Disk>(
+    disk: &Arc<D>,
+    (after, until): (u64, u64),
+    manifest: &mut ManifestState,
+) -> Result<(), Error> {
     let mut events: BTreeMap<Vec<u8>, Event> = BTreeMap::new();
     let (mut bytes, mut failed) = (0, None);
     let dropped = manifest.dropped.clone();
+    let open = |entry: &ManifestTable| open_table(&**disk, TABLES_DIR, *entry);
+    let tables = manifest.tables.values().map(open).collect::<Result<Vec<_>, _>>()?;
     let mut flush = |events: &mut BTreeMap<Vec<u8>, Event>| {
         if !events.is_empty() {
             write_run(disk, TABLES_DIR, manifest, events)?;
@@ -555,11 +585,19 @@ fn salvage<D: Disk>(disk: &Arc<D>, after: u64, manifest: &mut ManifestState) -> 
     walk_wal(&**disk, |found| {
         let Found::Record(number, WalRecord::Event { event, .. }) = found else { return };
         let gone = is_dropped(&dropped, event.partition, Lsn(number));
-        if number <= after || gone || failed.is_some() {
+        if !(after < number && number <= until) || gone || failed.is_some() {
             return;
         }
+        let key = internal_key_of(&event);
+        // An event has one place: the digests that replicas are compared by count it once for each.
+        let mut found = tables.iter().map(|table| has_event(table, &key));
+        match found.find(|found| !matches!(found, Ok(false))) {
+            Some(Ok(_)) => return,
+            Some(Err(error)) => return failed = Some(error),
+            None => {}
+        }
         bytes += event.encoded_len();
-        events.insert(internal_key_of(&event), event);
+        events.insert(key, event);
         if SALVAGE_BYTES_MAX <= bytes {
             bytes = 0;
             failed = flush(&mut events).err();

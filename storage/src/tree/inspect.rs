@@ -77,6 +77,15 @@ pub(super) fn facts_of(bounds: &Bounds) -> TableFacts {
     }
 }
 
+/// Whether the table has the event with this internal key.
+///
+/// # Errors
+/// [`Error::Corrupt`] or a failed read.
+pub(crate) fn has_event<F: DiskFile>(table: &Arc<Table<F>>, key: &[u8]) -> Result<bool, Error> {
+    let found = table.get(key, key_hash(internal_key::prefix_of(key)))?;
+    Ok(found.is_some_and(|found| Some(found.stamp) == internal_key::stamp_of(key)))
+}
+
 /// Hands each event of a table to `visit`, in the order of internal keys.
 ///
 /// # Errors
