@@ -48,6 +48,7 @@ pub(super) fn check_begin<D: Disk>(disk: &D, state: &State) -> Result<(), Error>
             Err(early(MANIFEST, true))
         }
         Err(Error::Missing { .. }) if 1 < first => Err(early(MANIFEST, false)),
+        Err(error @ Error::Io { .. }) => Err(error),
         // What is wrong with it otherwise the tree tells.
         _ => Ok(()),
     }
