@@ -364,8 +364,10 @@ impl<D: Disk> TreeView<D> {
         newest: Option<&[u8]>,
     ) -> Result<Vec<Source<'_, D::File>>, Error> {
         let memtables = self.snapshot.memtables_of(partition);
-        let mut sources: Vec<_> =
-            memtables.map(|memtable| Source::Memtable(memtable, memtable.none())).collect();
+        let snapshot = &self.snapshot;
+        let most = 1 + snapshot.frozen.len() + snapshot.version.tables().len();
+        let mut sources = Vec::with_capacity(most);
+        sources.extend(memtables.map(|memtable| Source::Memtable(memtable, memtable.none())));
         let newest = newest.map(|newest| (newest, key_hash(internal_key::prefix_of(newest))));
         for table in self.snapshot.version.tables() {
             let wanted = table.spans(partition)
