@@ -60,6 +60,22 @@ impl<D: Disk> View<D> {
         self.tree.get(partition, keyspace, key, at)
     }
 
+    /// Shows the event that [`Self::get`] would give to `read`, where it lies, without a copy, and gives what that says:
+    /// for who needs less of it than all, or puts it somewhere else.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn get_with<T>(
+        &self,
+        partition: u32,
+        keyspace: KeyspaceId,
+        key: &[u8],
+        at: Stamp,
+        read: impl FnOnce(EventRef<'_>) -> T,
+    ) -> Result<Option<T>, Error> {
+        self.tree.get_with(partition, keyspace, key, at, read)
+    }
+
     /// The stamp of the key's newest event.
     ///
     /// # Errors

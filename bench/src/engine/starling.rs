@@ -415,8 +415,12 @@ impl StarlingReader<'_> {
 
 impl Reader for StarlingReader<'_> {
     fn get(&mut self, key: &[u8]) -> Result<Option<usize>, EngineError> {
-        let found = self.view().get(PARTITION, KEYSPACE, key, Stamp::MAX).map_err(failed)?;
-        Ok(found.filter(|event| event.action == Action::Put).map(|event| event.payload.len()))
+        let length = |event: EventRef<'_>| {
+            let live = event.action == Action::Put;
+            live.then_some(event.payload.len())
+        };
+        let found = self.view().get_with(PARTITION, KEYSPACE, key, Stamp::MAX, length);
+        Ok(found.map_err(failed)?.flatten())
     }
 
     fn scan(

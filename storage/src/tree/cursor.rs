@@ -165,12 +165,21 @@ impl<'a, F: DiskFile> MergeCursor<'a, F> {
             let order = self.compare(0, self.second);
             self.tied = order == Ordering::Equal;
             if order == Ordering::Greater {
-                self.sources.swap(0, self.second);
-                self.sift_down(self.second);
-                self.find_second();
+                self.give_way();
             }
         }
         Ok(())
+    }
+
+    /// The second comes before the source on top, which takes its place.
+    fn give_way(&mut self) {
+        let place = self.second;
+        self.sources.swap(0, place);
+        let stays = !self.sift_down(place);
+        self.second = self.least_below();
+        // What gave way is not the same event: that is known already.
+        let known = stays && self.second == place;
+        self.tied = !known && self.compare(0, self.second) == Ordering::Equal;
     }
 
     fn seek_all(&mut self, target: &[u8], backwards: bool) -> Result<(), Error> {
@@ -198,11 +207,18 @@ impl<'a, F: DiskFile> MergeCursor<'a, F> {
     }
 
     fn find_second(&mut self) {
-        self.second = if 2 < self.live && self.compare(2, 1) == Ordering::Less { 2 } else { 1 };
+        self.second = self.least_below();
         self.tied = 1 < self.live && self.compare(0, self.second) == Ordering::Equal;
     }
 
-    fn sift_down(&mut self, mut index: usize) {
+    /// Which of those right below the top comes first.
+    fn least_below(&self) -> usize {
+        if 2 < self.live && self.compare(2, 1) == Ordering::Less { 2 } else { 1 }
+    }
+
+    /// Moves a source down to where it belongs, and tells whether that is elsewhere.
+    fn sift_down(&mut self, start: usize) -> bool {
+        let mut index = start;
         loop {
             let mut first = index;
             for child in [2 * index + 1, 2 * index + 2] {
@@ -211,7 +227,7 @@ impl<'a, F: DiskFile> MergeCursor<'a, F> {
                 }
             }
             if first == index {
-                return;
+                return index != start;
             }
             self.sources.swap(index, first);
             index = first;

@@ -341,8 +341,15 @@ where
         Ok(())
     }
 
+    #[inline]
     fn on_key(&self) -> bool {
-        self.cursor.key().is_some_and(|internal| internal.starts_with(&self.key))
+        let size = self.key.len();
+        self.cursor.key().is_some_and(|internal| {
+            // Keys that follow each other differ near their ends.
+            internal.len() == size + Stamp::SIZE
+                && internal[..size].last_chunk::<8>() == self.key.last_chunk()
+                && internal[..size] == self.key[..]
+        })
     }
 
     /// Takes the event that the cursor is on.

@@ -19,11 +19,11 @@ use super::address::Address;
 use super::cursor::{MergeCursor, Source};
 use super::internal_key::{self, SearchKey};
 use super::memtable::Entry;
-use super::stored::Stored;
+use super::stored::{Stored, StoredRef};
 use super::table::{FoundEvent, Table, TableCursor, key_hash};
 use crate::disk::Disk;
 use crate::error::Error;
-use crate::event::{Event, EventId, KEY_SIZE_MAX, KeyspaceId};
+use crate::event::{Event, EventId, EventRef, KEY_SIZE_MAX, KeyspaceId};
 use crate::types::{Digest, Estimate, Order, PartitionCursor};
 
 /// Events in order, as many as the limits let.
@@ -82,6 +82,24 @@ impl<D: Disk> TreeView<D> {
         let key = Bytes::copy_from_slice(key);
         let stamp = newest.stamp;
         Ok(Some(Event { partition, keyspace, key, stamp, request, action, payload }))
+    }
+
+    /// Shows the event that [`Self::get`] would give to `read`, where it lies, and gives what that says.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub(crate) fn get_with<T>(
+        &self,
+        partition: u32,
+        keyspace: KeyspaceId,
+        key: &[u8],
+        at: Stamp,
+        read: impl FnOnce(EventRef<'_>) -> T,
+    ) -> Result<Option<T>, Error> {
+        let Some(found) = self.locate(partition, keyspace, key, at)? else { return Ok(None) };
+        let stamp = found.stamp();
+        let StoredRef { action, request, payload } = found.borrowed()?;
+        Ok(Some(read(EventRef { partition, keyspace, key, stamp, request, action, payload })))
     }
 
     /// The stamp of the newest event of the key.
@@ -364,8 +382,10 @@ impl<D: Disk> TreeView<D> {
         newest: Option<&[u8]>,
     ) -> Result<Vec<Source<'_, D::File>>, Error> {
         let memtables = self.snapshot.memtables_of(partition);
-        let mut sources: Vec<_> =
-            memtables.map(|memtable| Source::Memtable(memtable, memtable.none())).collect();
+        let snapshot = &self.snapshot;
+        let most = 1 + snapshot.frozen.len() + snapshot.version.tables().len();
+        let mut sources = Vec::with_capacity(most);
+        sources.extend(memtables.map(|memtable| Source::Memtable(memtable, memtable.none())));
         let newest = newest.map(|newest| (newest, key_hash(internal_key::prefix_of(newest))));
         for table in self.snapshot.version.tables() {
             let wanted = table.spans(partition)
@@ -401,18 +421,28 @@ impl<D: Disk> Located<'_, D> {
         }
     }
 
+    fn borrowed(&self) -> Result<StoredRef<'_>, Error> {
+        match self {
+            Self::Memtable(entry) => Ok(entry.stored()),
+            Self::Table(table, found) => found.borrowed().ok_or_else(|| damaged(table.path())),
+        }
+    }
+
     fn read(self) -> Result<Newest, Error> {
         match self {
             Self::Memtable(entry) => {
                 Ok(Newest { stamp: entry.stamp(), stored: entry.stored().to_stored() })
             }
             Self::Table(table, found) => {
-                let damaged = || Error::corrupt(table.path(), 0, "an event that is none");
-                let stored = found.stored().ok_or_else(damaged)?;
+                let stored = found.stored().ok_or_else(|| damaged(table.path()))?;
                 Ok(Newest { stamp: found.stamp, stored })
             }
         }
     }
+}
+
+fn damaged(table: &str) -> Error {
+    Error::corrupt(table, 0, "an event that is none")
 }
 
 fn is_in(partition: u32, internal: &[u8]) -> bool {

@@ -362,7 +362,7 @@ const LINE_SIZE: usize = 64;
 
 /// Begins to bring near what is read soon.
 #[inline]
-pub(super) fn prefetch<T>(at: &T) {
+pub(in crate::tree) fn prefetch<T>(at: &T) {
     prefetch_at(at);
 }
 

@@ -8,8 +8,9 @@
 use starling_clock::Stamp;
 
 use super::arena::{Node, NodeRef};
+use super::leaves::Slot;
 use super::sync::Ordering;
-use super::{Memtable, stamp_of};
+use super::{Memtable, Target, stamp_of};
 use crate::tree::stored::StoredRef;
 
 /// An event in a memtable.
@@ -39,17 +40,28 @@ impl<'a> Entry<'a> {
     }
 }
 
+/// Steps of a walk before it is long enough that it pays to look ahead.
+const STEPS_BEFORE_SCOUT: u32 = if cfg!(all(test, not(loom))) { 2 } else { 16 };
+/// Steps after which the place ahead is looked for anew: inserts put it nearer or farther.
+const STEPS_PER_SCOUT: u32 = if cfg!(all(test, not(loom))) { 5 } else { 1024 };
+/// How many events it is ahead.
+const LEAD: usize = 8;
+
 /// Walks a memtable in order, either way.
 pub(crate) struct MemtableCursor<'a> {
     memtable: &'a Memtable,
     /// The group of the event, 0 if there is none.
     group: u32,
     node: Option<Node<'a>>,
+    /// The slot of an event of the group that is some steps ahead, about.
+    ahead: Option<Slot>,
+    /// Steps until that is looked for.
+    until_scout: u32,
 }
 
 impl<'a> MemtableCursor<'a> {
     pub(super) fn new(memtable: &'a Memtable, group: u32, node: Option<Node<'a>>) -> Self {
-        Self { memtable, group, node }
+        Self { memtable, group, node, ahead: None, until_scout: STEPS_BEFORE_SCOUT }
     }
 
     /// As it is if there is an event, otherwise on the first event of a later group.
@@ -77,15 +89,9 @@ impl<'a> MemtableCursor<'a> {
     /// Moves to the next event.
     pub(crate) fn advance(&mut self) {
         let Some(node) = self.node else { return };
-        let arena = &self.memtable.arena;
         let next = NodeRef::from_number(node.link().load(Ordering::Acquire));
-        self.node = next.map(|at| arena.node(at));
-        // Events that follow each other lie anywhere in memory: the next one comes while this one is looked at.
-        let after =
-            self.node.and_then(|node| NodeRef::from_number(node.link().load(Ordering::Acquire)));
-        if let Some(after) = after {
-            arena.prefetch_key(after);
-        }
+        self.node = next.map(|at| self.memtable.arena.node(at));
+        self.scout();
         self.skip_to_later();
     }
 
@@ -96,11 +102,37 @@ impl<'a> MemtableCursor<'a> {
         self.skip_to_earlier();
     }
 
+    /// Brings near what comes next. Events lie anywhere in memory, and the link to the one after the next is not known before
+    /// that one is there: leaves know.
+    #[inline]
+    fn scout(&mut self) {
+        if let Some(ahead) = &mut self.ahead {
+            self.memtable.leaves_of(self.group).prefetch_next(ahead);
+        }
+        self.until_scout -= 1;
+        if self.until_scout == 0 {
+            self.send_scout();
+        }
+    }
+
+    #[cold]
+    fn send_scout(&mut self) {
+        self.until_scout = STEPS_PER_SCOUT;
+        let Some(node) = self.node else { return };
+        let leaves = self.memtable.leaves_of(self.group);
+        let mut ahead = leaves.slot(&Target::new(node.key()));
+        for _ in 0..LEAD {
+            leaves.prefetch_next(&mut ahead);
+        }
+        self.ahead = Some(ahead);
+    }
+
     fn skip_to_later(&mut self) {
         while self.node.is_none() && self.group != 0 {
             self.group = self.memtable.groups.after(self.group);
             if self.group != 0 {
                 self.node = self.memtable.first_of(self.group);
+                (self.ahead, self.until_scout) = (None, STEPS_BEFORE_SCOUT);
             }
         }
     }

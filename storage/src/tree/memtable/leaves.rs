@@ -245,6 +245,13 @@ impl<'a> List for Leaves<'a> {
     }
 }
 
+/// A slot of a leaf, as a reader met it: what is in it may move meanwhile.
+#[derive(Clone, Copy)]
+pub(super) struct Slot {
+    leaf: u32,
+    index: usize,
+}
+
 /// Where the writer puts an event.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
@@ -276,6 +283,33 @@ impl Leaves<'_> {
         let leaf = self.store.get(self.or_first(path[0]));
         let last = leaf.count().checked_sub(1).map_or(0, |last| leaf.number(last));
         if last == 0 { leaf.first.load(Ordering::Relaxed) } else { last }
+    }
+
+    /// The slot of the target, or where it would be.
+    pub(super) fn slot(&self, target: &Target<'_>) -> Slot {
+        let (leaf, _) = self.leaf_for(target, &mut Path::default());
+        Slot { leaf, index: self.store.get(leaf).find(self.arena, target) }
+    }
+
+    /// Begins to bring near the event of this slot, key and all, and moves to the slot behind it; past the last one it stays.
+    #[inline]
+    pub(super) fn prefetch_next(&self, slot: &mut Slot) {
+        let mut leaf = self.store.get(slot.leaf);
+        if leaf.count() <= slot.index {
+            let next = leaf.links[0].load(Ordering::Acquire);
+            if next == 0 {
+                return;
+            }
+            *slot = Slot { leaf: next, index: 0 };
+            leaf = self.store.get(next);
+            self.prefetch(leaf.links[0].load(Ordering::Acquire));
+        }
+        if let Some(at) = leaf.slots.get(slot.index).map(|slot| slot.load(Ordering::Acquire))
+            && let Some(at) = NodeRef::from_number(number_in(at))
+        {
+            self.arena.prefetch_key(at);
+        }
+        slot.index += 1;
     }
 
     fn or_first(&self, leaf: u32) -> u32 {

@@ -44,6 +44,7 @@ use leaves::{LeafStore, LeafWriter, Leaves, Tall};
 use skiplist::Heights;
 use sync::{AtomicU32, AtomicUsize, Ordering};
 
+pub(super) use arena::prefetch;
 pub(crate) use bulk::Bulk;
 pub(crate) use cursor::{Entry, MemtableCursor};
 

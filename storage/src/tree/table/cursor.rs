@@ -28,6 +28,11 @@ fn is_sound(key: &[u8]) -> bool {
         && internal_key::stamp_of(key).is_some()
 }
 
+/// The place of a section's last block.
+fn last_of(section: &Section) -> usize {
+    section.index.len() - 1
+}
+
 /// Walks a table.
 pub(crate) struct TableCursor<F> {
     table: Arc<Table<F>>,
@@ -62,7 +67,7 @@ impl<F: DiskFile> TableCursor<F> {
             keep,
             section: None,
             place: 0,
-            block: EntriesCursor::new(Entries::default()),
+            block: EntriesCursor::unloaded(),
             handle: Handle::default(),
             readahead: Readahead::new(!keep),
             ahead: None,
@@ -108,14 +113,14 @@ impl<F: DiskFile> TableCursor<F> {
     #[cold]
     fn arrive_at(&mut self, end: End) -> Result<(), Error> {
         let number = if end == End::First { 0 } else { self.table.sections() - 1 };
-        let section = self.enter_section(number)?;
+        self.enter_section(number)?;
         match end {
             End::First => {
-                self.enter_block(0)?;
+                self.enter_block(|_| 0)?;
                 self.on_block(EntriesCursor::first)?;
             }
             End::Last => {
-                self.enter_block(section.index.len() - 1)?;
+                self.enter_block(last_of)?;
                 self.on_block(EntriesCursor::last)?;
             }
         }
@@ -143,8 +148,8 @@ impl<F: DiskFile> TableCursor<F> {
             self.leave();
             return Ok(());
         };
-        let section = self.enter_section(number)?;
-        self.enter_block(section.index.floor(from))?;
+        self.enter_section(number)?;
+        self.enter_block(|section| section.index.floor(from))?;
         self.on_block(|block| block.seek(from))?;
         self.settle()
     }
@@ -156,12 +161,12 @@ impl<F: DiskFile> TableCursor<F> {
         }
         self.ahead = None;
         if let Some(number) = self.table.section_of(end) {
-            let section = self.enter_section(number)?;
-            self.enter_block(section.index.floor(end))?;
+            self.enter_section(number)?;
+            self.enter_block(|section| section.index.floor(end))?;
             self.on_block(|block| block.seek_before(end))?;
         } else {
-            let section = self.enter_section(self.table.sections() - 1)?;
-            self.enter_block(section.index.len() - 1)?;
+            self.enter_section(self.table.sections() - 1)?;
+            self.enter_block(last_of)?;
             self.on_block(EntriesCursor::last)?;
         }
         self.settle_backwards()
@@ -259,11 +264,12 @@ impl<F: DiskFile> TableCursor<F> {
     fn settle(&mut self) -> Result<(), Error> {
         while !self.block.valid() {
             let Some((number, section)) = &self.section else { return Ok(()) };
-            if self.place + 1 < section.index.len() {
-                self.enter_block(self.place + 1)?;
+            let (number, place) = (*number, self.place + 1);
+            if place < section.index.len() {
+                self.enter_block(|_| place)?;
             } else if number + 1 < self.table.sections() {
                 self.enter_section(number + 1)?;
-                self.enter_block(0)?;
+                self.enter_block(|_| 0)?;
             } else {
                 return Ok(());
             }
@@ -277,10 +283,10 @@ impl<F: DiskFile> TableCursor<F> {
         while !self.block.valid() {
             let Some((number, _)) = &self.section else { return Ok(()) };
             if let Some(before) = self.place.checked_sub(1) {
-                self.enter_block(before)?;
+                self.enter_block(|_| before)?;
             } else if let Some(before) = number.checked_sub(1) {
-                let section = self.enter_section(before)?;
-                self.enter_block(section.index.len() - 1)?;
+                self.enter_section(before)?;
+                self.enter_block(last_of)?;
             } else {
                 return Ok(());
             }
@@ -300,32 +306,30 @@ impl<F: DiskFile> TableCursor<F> {
     }
 
     /// Makes the section of this number the one at hand.
-    fn enter_section(&mut self, number: usize) -> Result<Arc<Section>, Error> {
-        if let Some((current, section)) = &self.section
-            && *current == number
-        {
-            return Ok(Arc::clone(section));
+    fn enter_section(&mut self, number: usize) -> Result<(), Error> {
+        if self.section.as_ref().is_some_and(|(current, _)| *current == number) {
+            return Ok(());
         }
         self.leave();
         self.section = None;
-        let section = self.table.section(number, self.keep)?;
-        self.section = Some((number, Arc::clone(&section)));
-        Ok(section)
+        self.section = Some((number, self.table.section(number, self.keep)?));
+        Ok(())
     }
 
     /// Opens a block of the section at hand.
-    fn enter_block(&mut self, place: usize) -> Result<(), Error> {
-        let (_, section) = self.section.as_ref().expect("a section was entered");
-        let section = Arc::clone(section);
-        let handle = *section.index.value(place);
-        self.place = place;
-        if self.handle != handle || !self.block.is_loaded() {
+    fn enter_block(&mut self, place: impl FnOnce(&Section) -> usize) -> Result<(), Error> {
+        let (number, section) = self.section.take().expect("a section was entered");
+        self.place = place(&section);
+        let handle = *section.index.value(self.place);
+        let entered = if self.handle != handle || !self.block.is_loaded() {
             self.leave();
             self.handle = handle;
-            let entries = self.read_block(&section)?;
-            self.block.reset(entries);
-        }
-        Ok(())
+            self.read_block(&section).map(|entries| self.block.reset(entries))
+        } else {
+            Ok(())
+        };
+        self.section = Some((number, section));
+        entered
     }
 
     fn read_block(&mut self, section: &Section) -> Result<Entries, Error> {

@@ -17,11 +17,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::block::Damaged;
+use crate::tree::memtable::prefetch;
 
 /// Entries from one restart point of a block to the next, where blocks are read one after the other.
 pub(crate) const RESTART_INTERVAL: usize = 16;
 /// The same where blocks are searched only.
 pub(crate) const SEARCHED_RESTART_INTERVAL: usize = 2;
+
+/// How many entries a search is ahead of itself.
+const LEAD: usize = 8;
 
 /// Lays entries out. Reused from block to block.
 pub(crate) struct EntriesBuilder {
@@ -168,8 +172,14 @@ impl EntriesBlock {
         let mut at = self.restart(self.restart_before(target)?)?;
         // How many bytes of the target the entry before begins with: it was below the target.
         let mut matched = 0;
+        let mut ahead = 0;
         while at < self.list_start {
             let Header { shared, suffix, value } = self.header(at)?;
+            ahead = self.prefetch(
+                ahead.max(value.end),
+                value.end - at,
+                value.end + LEAD * (value.end - at),
+            );
             // What shares more than that with the one before differs from the target where that did.
             if shared <= matched {
                 let (rest, wanted) = (&self.bytes[suffix.clone()], &target[shared..]);
@@ -182,6 +192,21 @@ impl EntriesBlock {
             at = value.end;
         }
         Ok(None)
+    }
+
+    /// Begins to bring near what lies at `from` and from there on, a step of `size` after the other, up to `end`, and tells
+    /// how far it got. Entries are mostly as long as the one before: so their heads come near all at once, where a block
+    /// that has been in the cache for a while would make a search wait for each.
+    #[inline]
+    fn prefetch(&self, from: usize, size: usize, end: usize) -> usize {
+        let mut at = from;
+        while at < end
+            && let Some(byte) = self.bytes.get(at)
+        {
+            prefetch(byte);
+            at += size;
+        }
+        at
     }
 
     fn restart(&self, index: usize) -> Result<usize, Damaged> {
@@ -268,8 +293,8 @@ struct Passed {
 /// Walks the entries of a block forwards and backwards.
 #[derive(Debug)]
 pub(crate) struct EntriesCursor {
-    entries: Entries,
-    loaded: bool,
+    /// Those to be on; there is one at the least.
+    entries: Option<Entries>,
     /// Offset of the entry that the cursor is on.
     at: usize,
     valid: bool,
@@ -283,9 +308,15 @@ pub(crate) struct EntriesCursor {
 impl EntriesCursor {
     /// A cursor on no entry: call one of the methods that move it.
     pub(crate) fn new(entries: Entries) -> Self {
+        let mut cursor = Self::unloaded();
+        cursor.reset(entries);
+        cursor
+    }
+
+    /// A cursor without entries: call [`Self::reset`] first.
+    pub(crate) fn unloaded() -> Self {
         Self {
-            loaded: 0 < entries.restarts,
-            entries,
+            entries: None,
             at: 0,
             valid: false,
             key: Vec::new(),
@@ -297,20 +328,19 @@ impl EntriesCursor {
 
     /// Whether there are entries to be on.
     pub(crate) fn is_loaded(&self) -> bool {
-        self.loaded
+        self.entries.is_some()
     }
 
     /// Goes on with other entries, on none of them.
     pub(crate) fn reset(&mut self, entries: Entries) {
-        self.loaded = 0 < entries.restarts;
-        self.entries = entries;
+        self.entries = Some(entries).filter(|entries| 0 < entries.restarts);
         self.valid = false;
         self.passed.clear();
     }
 
     /// The entries are no longer those to be on: call [`Self::reset`] before any move.
     pub(crate) fn unload(&mut self) {
-        self.loaded = false;
+        self.entries = None;
         self.valid = false;
         self.passed.clear();
     }
@@ -324,15 +354,18 @@ impl EntriesCursor {
     /// Moves to the last entry.
     pub(crate) fn last(&mut self) -> Result<(), Damaged> {
         self.leave();
-        self.retreat_from(self.entries.list_start)
+        let end = self.entries.as_ref().map_or(0, |entries| entries.list_start);
+        self.retreat_from(end)
     }
 
     /// Moves to the first entry whose key is `target` or above it, or off the end.
     pub(crate) fn seek(&mut self, target: &[u8]) -> Result<(), Damaged> {
         self.leave();
-        let Some(found) = self.entries.find(target)? else { return Ok(()) };
+        let Some(entries) = &self.entries else { return Ok(()) };
+        let Some(found) = entries.find(target)? else { return Ok(()) };
+        self.key.reserve(found.shared + found.suffix.len());
         self.key.extend_from_slice(&target[..found.shared]);
-        self.key.extend_from_slice(self.entries.slice(found.suffix.clone()));
+        self.key.extend_from_slice(entries.slice(found.suffix.clone()));
         self.at = found.at;
         self.value = found.value;
         self.valid = true;
@@ -381,7 +414,7 @@ impl EntriesCursor {
     /// If the cursor is on no entry.
     pub(crate) fn value(&self) -> &[u8] {
         assert!(self.valid);
-        self.entries.slice(self.value.clone())
+        self.entries().slice(self.value.clone())
     }
 
     /// The part of the value from `from` on as a value of its own: see [`EntriesBlock::value`].
@@ -390,7 +423,7 @@ impl EntriesCursor {
     /// If the cursor is on no entry, or its value is shorter than that.
     pub(crate) fn value_from(&self, from: usize) -> Bytes {
         assert!(self.valid);
-        self.entries.value(self.value.start + from..self.value.end)
+        self.entries().value(self.value.start + from..self.value.end)
     }
 
     /// The block, and where in it the value lies.
@@ -399,7 +432,12 @@ impl EntriesCursor {
     /// If the cursor is on no entry.
     pub(crate) fn into_value(self) -> (Entries, Range<usize>) {
         assert!(self.valid);
-        (self.entries, self.value)
+        (self.entries.expect("it is on one of them"), self.value)
+    }
+
+    #[inline]
+    fn entries(&self) -> &EntriesBlock {
+        self.entries.as_ref().expect("it is on one of them")
     }
 
     fn leave(&mut self) {
@@ -411,11 +449,11 @@ impl EntriesCursor {
     /// Moves to the entry at this offset; the key is that of the one before, or empty.
     #[inline]
     fn enter(&mut self, offset: usize) -> Result<(), Damaged> {
-        if offset == self.entries.list_start {
+        let Some(entries) = self.entries.as_ref().filter(|it| offset != it.list_start) else {
             return Ok(());
-        }
-        let header = self.entries.header(offset)?;
-        let suffix = &self.entries.bytes[header.suffix];
+        };
+        let header = entries.header(offset)?;
+        let suffix = &entries.bytes[header.suffix];
         let before = self.key.get(header.shared..).ok_or(Damaged)?;
         // The first byte decides but where less is shared than could be.
         let rises = match (before.first(), suffix.first()) {
@@ -448,19 +486,17 @@ impl EntriesCursor {
     /// Reads the entries from the restart point before `offset` up to there.
     fn pass(&mut self, offset: usize) -> Result<(), Damaged> {
         self.passed_keys.clear();
-        if self.entries.restarts == 0 {
-            return Ok(());
-        }
-        let mut at = self.entries.restart(self.entries.restart_before_offset(offset)?)?;
+        let Some(entries) = &self.entries else { return Ok(()) };
+        let mut at = entries.restart(entries.restart_before_offset(offset)?)?;
         let mut before = 0..0;
         while at < offset {
-            let Header { shared, suffix, value } = self.entries.header(at)?;
+            let Header { shared, suffix, value } = entries.header(at)?;
             if before.len() < shared {
                 return Err(Damaged);
             }
             let start = self.passed_keys.len();
             self.passed_keys.extend_from_within(before.start..before.start + shared);
-            self.passed_keys.extend_from_slice(&self.entries.bytes[suffix]);
+            self.passed_keys.extend_from_slice(&entries.bytes[suffix]);
             let key = start..self.passed_keys.len();
             if !before.is_empty() && self.passed_keys[key.clone()] <= self.passed_keys[before] {
                 return Err(Damaged);

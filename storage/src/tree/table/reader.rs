@@ -36,10 +36,14 @@ pub(crate) struct FoundEvent {
 }
 
 impl FoundEvent {
-    /// The rest of the event; `None` if that is not what was written.
+    /// The rest of the event, where it lies; `None` if that is not what was written.
+    pub(crate) fn borrowed(&self) -> Option<StoredRef<'_>> {
+        StoredRef::decode(self.block.slice(self.value.clone()))
+    }
+
+    /// The same with a payload of its own.
     pub(crate) fn stored(&self) -> Option<Stored> {
-        let StoredRef { action, request, payload } =
-            StoredRef::decode(self.block.slice(self.value.clone()))?;
+        let StoredRef { action, request, payload } = self.borrowed()?;
         let payload = self.block.value(self.value.end - payload.len()..self.value.end);
         Some(Stored { action, request, payload })
     }

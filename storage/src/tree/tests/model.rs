@@ -125,6 +125,8 @@ impl Pair {
 
         let got = view.get(partition, keyspace, key, probe.stamp).unwrap();
         assert_eq!(got.as_ref(), at_most(probe.stamp));
+        let shown = view.get_with(partition, keyspace, key, probe.stamp, |event| event.to_event());
+        assert_eq!(shown.unwrap(), got);
         let newest = view.newest_stamp(partition, keyspace, key).unwrap();
         assert_eq!(newest, versions.first().map(|event| event.stamp));
         let contained = view.contains(partition, probe.id()).unwrap();
