@@ -138,7 +138,11 @@ impl<F: DiskFile> LogReader<F> {
         Ok(if number >= state.next {
             Place::End
         } else if number >= state.pending_first {
-            Place::Memory(state.pending_from(number, records_max, bytes_max))
+            let (records, marks) = (&state.pending, &state.pending_marks);
+            Place::Memory(records_from(records, marks, number, records_max, bytes_max))
+        } else if number >= state.recent_first {
+            let (records, marks) = (&state.recent, &state.recent_marks);
+            Place::Memory(records_from(records, marks, number, records_max, bytes_max))
         } else {
             let (segment, mark) = state.written(number);
             Place::Segment(segment, mark)
@@ -159,26 +163,29 @@ impl<F> State<F> {
         let mark = entry.marks.partition_point(|mark| mark.number <= number) - 1;
         (entry.segment.clone(), entry.marks[mark])
     }
+}
 
-    /// A copy of published records that are not yet written, from `number` on: whole ones, with their lengths, at
-    /// most `records_max`, about `bytes_max` bytes.
-    fn pending_from(&self, number: u64, records_max: usize, bytes_max: usize) -> Bytes {
-        let span = |offset| record_span(&self.pending, offset).expect("we encoded it");
-        let mark = self.pending_marks.partition_point(|mark| mark.number <= number) - 1;
-        let Mark { number: mut at, offset } = self.pending_marks[mark];
-        let mut start = in_memory(offset);
-        while at < number {
-            start = span(start).1;
-            at += 1;
-        }
-        let (mut end, mut records) = (start, 0);
-        while end < self.pending.len()
-            && records < records_max
-            && (records == 0 || end - start < bytes_max)
-        {
-            end = span(end).1;
-            records += 1;
-        }
-        Bytes::copy_from_slice(&self.pending[start..end])
+/// A copy of some of `records`, which are in memory, from `number` on: whole ones, with their lengths, at most
+/// `records_max`, about `bytes_max` bytes.
+fn records_from(
+    records: &[u8],
+    marks: &[Mark],
+    number: u64,
+    records_max: usize,
+    bytes_max: usize,
+) -> Bytes {
+    let span = |offset| record_span(records, offset).expect("we encoded it");
+    let mark = marks.partition_point(|mark| mark.number <= number) - 1;
+    let Mark { number: mut at, offset } = marks[mark];
+    let mut start = in_memory(offset);
+    while at < number {
+        start = span(start).1;
+        at += 1;
     }
+    let (mut end, mut count) = (start, 0);
+    while end < records.len() && count < records_max && (count == 0 || end - start < bytes_max) {
+        end = span(end).1;
+        count += 1;
+    }
+    Bytes::copy_from_slice(&records[start..end])
 }

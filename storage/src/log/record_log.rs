@@ -55,6 +55,11 @@ pub(super) struct State<F> {
     pub(super) pending_first: u64,
     /// Offsets in `pending`, where frames will begin.
     pub(super) pending_marks: Vec<Mark>,
+    /// What was written last, in the same form: those who follow the log are rarely further behind, and need not read, check and
+    /// inflate a frame for each record of it.
+    pub(super) recent: Vec<u8>,
+    pub(super) recent_first: u64,
+    pub(super) recent_marks: Vec<Mark>,
     /// One past the last published record.
     pub(super) next: u64,
 }
@@ -117,6 +122,9 @@ impl<D: Disk> RecordLog<D> {
                 pending: Vec::new(),
                 pending_first: 0,
                 pending_marks: Vec::new(),
+                recent: Vec::new(),
+                recent_first: 0,
+                recent_marks: Vec::new(),
                 next: 0,
             })),
             staged: Vec::new(),
@@ -140,6 +148,7 @@ impl<D: Disk> RecordLog<D> {
         }
         let mut state = log.write_state();
         state.pending_first = log.next;
+        state.recent_first = log.next;
         state.next = log.next;
         drop(state);
         Ok(log)
@@ -273,6 +282,9 @@ impl<D: Disk> RecordLog<D> {
         entry.segment.len += self.frames.len() as u64;
         entry.segment.file_len = entry.segment.file_len.max(entry.segment.len);
         entry.next = state.next;
+        std::mem::swap(&mut state.recent, &mut state.pending);
+        std::mem::swap(&mut state.recent_marks, &mut state.pending_marks);
+        state.recent_first = state.pending_first;
         state.pending.clear();
         state.pending_marks.clear();
         state.pending_first = state.next;
@@ -364,6 +376,9 @@ impl<D: Disk> RecordLog<D> {
         self.next = start;
         self.synced = start;
         let mut state = self.write_state();
+        state.recent.clear();
+        state.recent_marks.clear();
+        state.recent_first = start;
         state.pending_first = start;
         state.next = start;
         Ok(())
