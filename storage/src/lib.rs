@@ -49,8 +49,8 @@ pub use lsn::Lsn;
 pub use scrub::{Scrub, ScrubStatus, Scrubbed};
 pub use tree::Job;
 pub use types::{
-    CLUSTER_NAME_SIZE_MAX, Change, Digest, Estimate, Identity, META_COUNT_MAX, META_NAME_SIZE_MAX,
-    META_VALUE_SIZE_MAX, Mode, Order, Outcome, PartitionCursor, Progress, Scan, ScanPage, Status,
-    Sync, Write,
+    CLUSTER_NAME_SIZE_MAX, Change, Digest, Estimate, Identity, KeyspaceDigest, META_COUNT_MAX,
+    META_NAME_SIZE_MAX, META_VALUE_SIZE_MAX, Mode, Order, Outcome, PartitionCursor, Progress, Scan,
+    ScanPage, Status, Sync, Write,
 };
 pub use view::{Page, View};

@@ -17,6 +17,7 @@
 mod address;
 mod background;
 mod cursor;
+mod digests;
 mod drop_partition;
 mod flush;
 mod gaps;
@@ -32,6 +33,7 @@ mod pick;
 mod run_writer;
 mod scan;
 mod sieve;
+mod span;
 mod stored;
 mod table;
 #[cfg(test)]

@@ -40,17 +40,7 @@ impl<D: Disk> TreeView<D> {
     pub(crate) fn scan(&self, scan: &Scan<'_>) -> Result<ScanPage, Error> {
         let range = internal_key::keys_from(scan.partition, scan.keyspace, scan.prefix);
         let after = scan.after.map(|key| internal_key::prefix(scan.partition, scan.keyspace, key));
-        let mut walk = Walk {
-            scan,
-            limits: Limits { events: scan.limit, bytes: scan.bytes_max },
-            cursor: self.cursor(scan.partition)?,
-            steps: 0,
-            key: Vec::new(),
-            target: Vec::new(),
-            page: ScanPage::default(),
-            bytes: 0,
-            run: None,
-        };
+        let mut walk = Walk::new(scan, self.cursor(scan.partition)?);
         match scan.order {
             Order::Ascending => {
                 let after = after.map(|after| past_key(&after)).unwrap_or_default();
@@ -142,7 +132,7 @@ impl<'a> Run<'a> {
 }
 
 /// A scan under way.
-struct Walk<'a, F> {
+pub(super) struct Walk<'a, F> {
     scan: &'a Scan<'a>,
     limits: Limits,
     cursor: MergeCursor<'a, F>,
@@ -150,14 +140,55 @@ struct Walk<'a, F> {
     /// What the versions of the key at hand begin with.
     key: Vec<u8>,
     target: Vec<u8>,
-    page: ScanPage,
+    pub(super) page: ScanPage,
     bytes: usize,
     /// If only what is live now is wanted.
     run: Option<Run<'a>>,
 }
 
-impl<F: DiskFile> Walk<'_, F> {
-    fn ascend(&mut self, range: &[u8]) -> Result<(), Error> {
+impl<'a, F: DiskFile> Walk<'a, F> {
+    /// A scan with a cursor that is on no event yet.
+    pub(super) fn new(scan: &'a Scan<'a>, cursor: MergeCursor<'a, F>) -> Self {
+        Self {
+            scan,
+            limits: Limits { events: scan.limit, bytes: scan.bytes_max },
+            cursor,
+            steps: 0,
+            key: Vec::new(),
+            target: Vec::new(),
+            page: ScanPage::default(),
+            bytes: 0,
+            run: None,
+        }
+    }
+
+    /// Where a scan of `partition` begins, forwards.
+    pub(super) fn first_of(&self, partition: u32, after: Option<&[u8]>) -> Vec<u8> {
+        let Scan { keyspace, prefix, .. } = *self.scan;
+        let after = after.map(|key| past_key(&internal_key::prefix(partition, keyspace, key)));
+        after.unwrap_or_default().max(internal_key::keys_from(partition, keyspace, prefix))
+    }
+
+    pub(super) fn seek(&mut self, from: &[u8]) -> Result<(), Error> {
+        self.cursor.seek(from)
+    }
+
+    pub(super) fn seek_onwards(&mut self, from: &[u8]) -> Result<(), Error> {
+        self.cursor.seek_onwards(from)
+    }
+
+    /// The partition of the event that the cursor is on.
+    pub(super) fn partition(&self) -> Option<u32> {
+        self.cursor.key().and_then(internal_key::partition_of)
+    }
+
+    /// No further event fits into the page.
+    pub(super) fn is_full(&self) -> bool {
+        self.limits.reached(self.page.events.len(), self.bytes)
+    }
+
+    /// Takes what it wants of the keys of `range`, from the cursor on.
+    pub(super) fn ascend(&mut self, range: &[u8]) -> Result<(), Error> {
         let newest = internal_key::inverted(self.scan.at);
         while self.enter_key(range)? {
             // Newer versions come first.
@@ -306,6 +337,6 @@ impl<F: DiskFile> Walk<'_, F> {
             return Ok(());
         }
         self.steps += 1;
-        self.cursor.seek(&self.target)
+        self.cursor.seek_onwards(&self.target)
     }
 }

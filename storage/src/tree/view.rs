@@ -19,11 +19,11 @@ use super::address::Address;
 use super::cursor::{MergeCursor, Source};
 use super::internal_key::{self, SearchKey};
 use super::memtable::Entry;
-use super::stored::Stored;
+use super::stored::{Stored, StoredRef};
 use super::table::{FoundEvent, Table, TableCursor, key_hash};
 use crate::disk::Disk;
 use crate::error::Error;
-use crate::event::{Event, EventId, KEY_SIZE_MAX, KeyspaceId};
+use crate::event::{Action, Event, EventId, KEY_SIZE_MAX, KeyspaceId};
 use crate::types::{Digest, Estimate, Order, PartitionCursor};
 
 /// Events in order, as many as the limits let.
@@ -191,6 +191,52 @@ impl<D: Disk> TreeView<D> {
         after: Option<&PartitionCursor>,
         limits: Limits,
     ) -> Result<Page, Error> {
+        self.partition_page(partition, after, limits, MergeCursor::stored)
+    }
+
+    /// The same without payloads, which are neither copied nor counted.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub(crate) fn partition_identities(
+        &self,
+        partition: u32,
+        after: Option<&PartitionCursor>,
+        limits: Limits,
+    ) -> Result<Page, Error> {
+        self.partition_page(partition, after, limits, |cursor| {
+            let StoredRef { action, request, .. } = cursor.borrowed()?;
+            Ok(Stored { action, request, payload: Bytes::new() })
+        })
+    }
+
+    /// Tells of every event of the partition, in the order of [`PartitionCursor`].
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub(crate) fn visit_partition(
+        &self,
+        partition: u32,
+        mut visit: impl FnMut(EventId<'_>, Action),
+    ) -> Result<(), Error> {
+        let mut cursor = self.cursor(partition)?;
+        cursor.seek(&partition.to_be_bytes())?;
+        while let Some(internal) = cursor.key().filter(|internal| is_in(partition, internal)) {
+            let parts = internal_key::decode(internal).ok_or_else(no_internal_key)?;
+            let (keyspace, stamp) = (parts.keyspace, parts.stamp);
+            visit(EventId { keyspace, key: &parts.key, stamp }, cursor.action()?);
+            cursor.advance()?;
+        }
+        Ok(())
+    }
+
+    fn partition_page<'a>(
+        &'a self,
+        partition: u32,
+        after: Option<&PartitionCursor>,
+        limits: Limits,
+        stored: impl Fn(&MergeCursor<'a, D::File>) -> Result<Stored, Error>,
+    ) -> Result<Page, Error> {
         let from = match after {
             Some(after) => {
                 let mut from =
@@ -209,7 +255,7 @@ impl<D: Disk> TreeView<D> {
                 page.more = true;
                 break;
             }
-            let event = event(cursor.stored()?, internal)?;
+            let event = event(stored(&cursor)?, internal)?;
             bytes += event.key.len() + event.payload.len();
             page.events.push(event);
             cursor.advance()?;
@@ -411,7 +457,7 @@ impl<D: Disk> Located<'_, D> {
     }
 }
 
-fn is_in(partition: u32, internal: &[u8]) -> bool {
+pub(super) fn is_in(partition: u32, internal: &[u8]) -> bool {
     internal.starts_with(&partition.to_be_bytes())
 }
 
