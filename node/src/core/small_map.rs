@@ -164,9 +164,10 @@ mod tests {
                 prop_assert_eq!(map.get(&key), model.get(&key));
                 prop_assert_eq!(map.contains_key(&key), model.contains_key(&key));
                 prop_assert_eq!(map.get_mut(&key), model.get_mut(&key));
-                match value {
-                    Some(value) => prop_assert_eq!(map.insert(key, value), model.insert(key, value)),
-                    None => prop_assert_eq!(map.remove(&key), model.remove(&key)),
+                if let Some(value) = value {
+                    prop_assert_eq!(map.insert(key, value), model.insert(key, value));
+                } else {
+                    prop_assert_eq!(map.remove(&key), model.remove(&key));
                 }
             }
             map.retain(|key, value| (u32::from(*key) + u32::from(*value)) % 3 > 0);
