@@ -16,8 +16,10 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ptr;
 
-/// Larger blocks are the system's.
-const CACHED_SIZE_MAX: usize = 32 << 10;
+/// Larger blocks are the system's, which clears the memory of each anew: files, pages of events, and the parts of a history are below.
+const CACHED_SIZE_MAX: usize = 16 << 20;
+/// Larger ones are not cut from a chunk, and come from the system at first.
+const CUT_SIZE_MAX: usize = 32 << 10;
 /// Up to here there is a class every [`STEP`] bytes.
 const FINE_SIZE_MAX: usize = 1 << 10;
 /// What blocks are multiples of, and aligned to.
@@ -31,7 +33,7 @@ const CLASSES: usize = FINE_CLASSES + DOUBLINGS * COARSE_CLASSES;
 const CHUNK_SIZE: usize = 1 << 20;
 
 const _: () = assert!(CACHED_SIZE_MAX.is_power_of_two() && FINE_SIZE_MAX.is_power_of_two());
-const _: () = assert!(CACHED_SIZE_MAX <= CHUNK_SIZE / 8);
+const _: () = assert!(CUT_SIZE_MAX <= CHUNK_SIZE / 8);
 const _: () = assert!(size_of::<*mut u8>() <= STEP);
 
 /// What a thread keeps.
@@ -99,10 +101,16 @@ impl Lists {
 
     #[cold]
     fn cut(&self, size: usize) -> *mut u8 {
-        if self.chunk_left.get() < size {
-            let layout = Layout::from_size_align(CHUNK_SIZE, STEP).expect("a power of two");
+        let from_system = |size| {
+            let layout = Layout::from_size_align(size, STEP).expect("far below the largest");
             // SAFETY: the layout is not empty.
-            let chunk = unsafe { System.alloc(layout) };
+            unsafe { System.alloc(layout) }
+        };
+        if CUT_SIZE_MAX < size {
+            return from_system(size);
+        }
+        if self.chunk_left.get() < size {
+            let chunk = from_system(CHUNK_SIZE);
             if chunk.is_null() {
                 return chunk;
             }
@@ -185,7 +193,9 @@ mod tests {
     #[test]
     fn a_class_holds_its_sizes_and_no_others() {
         let mut before = (0, 0);
-        for size in 1..=CACHED_SIZE_MAX {
+        // Beyond, classes are further apart than steps.
+        let large = (64 << 10..=CACHED_SIZE_MAX).step_by(STEP);
+        for size in (1..64 << 10).chain(large) {
             let (class, length) = class_of(layout(size)).unwrap();
             assert!(class < CLASSES && size <= length, "{size}");
             assert!(length % STEP == 0 && length - size < STEP.max(length / 4), "{size}");
@@ -202,7 +212,7 @@ mod tests {
     fn blocks_keep_what_is_written_to_them_however_they_grow() {
         let allocator = ThreadCache;
         let mut sizes =
-            vec![1, 7, 16, 17, 100, 1000, 1024, 1025, 5000, 32 << 10, 33 << 10, 1 << 20];
+            vec![1, 7, 16, 17, 100, 1000, 1024, 1025, 5000, 32 << 10, 33 << 10, 1 << 20, 9 << 20];
         sizes.extend(sizes.clone().into_iter().rev());
         let mut blocks = Vec::new();
         for (number, &size) in (0_u8..).zip(&sizes) {

@@ -53,8 +53,8 @@ pub use event::{
 pub use lsn::Lsn;
 pub use scrub::{Scrub, ScrubStatus, Scrubbed};
 pub use types::{
-    CLUSTER_NAME_SIZE_MAX, Change, Digest, Estimate, HintPage, Identity, META_COUNT_MAX,
-    META_NAME_SIZE_MAX, META_VALUE_SIZE_MAX, Mode, Order, Outcome, PartitionCursor, Progress, Scan,
-    ScanEnd, ScanPage, Status, Sync, Write,
+    CLUSTER_NAME_SIZE_MAX, Change, Digest, Estimate, HintPage, Identity, KeyspaceDigest,
+    META_COUNT_MAX, META_NAME_SIZE_MAX, META_VALUE_SIZE_MAX, Mode, Order, Outcome, PartitionCursor,
+    Progress, Scan, ScanEnd, ScanPage, Status, Sync, Write,
 };
 pub use view::{Page, View};

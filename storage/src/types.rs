@@ -157,6 +157,17 @@ impl Digest {
     }
 }
 
+/// A summary of the events of a keyspace in a partition, as of a stamp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyspaceDigest {
+    /// Keyspace.
+    pub keyspace: KeyspaceId,
+    /// Of the events that are not newer than the stamp.
+    pub settled: Digest,
+    /// How many are newer.
+    pub newer: u64,
+}
+
 /// In which order versions or keys are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {

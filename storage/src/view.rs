@@ -12,15 +12,15 @@
 //! - Memory is bounded by the limits that the caller gives.
 //! - What is damaged is an error, never left out.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, RangeInclusive};
 
 use starling_clock::Stamp;
 
 use crate::changes::ChangeReader;
 use crate::tree::{Limits, TreeView};
 use crate::{
-    Change, Digest, Disk, Error, Estimate, Event, EventRef, KeyspaceId, Order, PartitionCursor,
-    Scan, ScanEnd, ScanPage,
+    Action, Change, Digest, Disk, Error, Estimate, Event, EventId, EventRef, KeyspaceDigest,
+    KeyspaceId, Order, PartitionCursor, Scan, ScanEnd, ScanPage,
 };
 
 pub use crate::tree::Page;
@@ -137,6 +137,32 @@ impl<D: Disk> View<D> {
         Ok(Page { events, more })
     }
 
+    /// As [`Self::scan`], of several partitions, one after the other, with one search for all of them: `after_key` is for the
+    /// first. The page has `more` if not all of them were looked at to their end.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    #[expect(clippy::too_many_arguments, reason = "a query has that many parts")]
+    pub fn scan_partitions(
+        &self,
+        partitions: RangeInclusive<u32>,
+        keyspace: KeyspaceId,
+        prefix: &[u8],
+        after_key: Option<&[u8]>,
+        at: Stamp,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Result<Page, Error> {
+        let scan = Scan {
+            after: after_key,
+            at,
+            limit,
+            bytes_max,
+            ..Scan::new(*partitions.start(), keyspace, prefix)
+        };
+        self.tree.scan_partitions(&scan, partitions)
+    }
+
     /// As [`Self::scan`], in either order of keys, without deletes if they are not wanted, and with a bound on the
     /// work of one page.
     ///
@@ -195,12 +221,53 @@ impl<D: Disk> View<D> {
         self.tree.partition_events(partition, after, limits)
     }
 
+    /// The same without their payloads: what comparisons of replicas need. Payloads are neither copied nor counted.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn partition_identities(
+        &self,
+        partition: u32,
+        after: Option<&PartitionCursor>,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Result<Page, Error> {
+        let limits = Limits { events: limit, bytes: bytes_max };
+        self.tree.partition_identities(partition, after, limits)
+    }
+
+    /// Tells of every event of the partition: its identity and whether it is a delete, in internal order, as
+    /// [`Self::partition_events`] has them, without memory for any of them.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn visit_partition(
+        &self,
+        partition: u32,
+        visit: impl FnMut(EventId<'_>, Action),
+    ) -> Result<(), Error> {
+        self.tree.visit_partition(partition, visit)
+    }
+
     /// A summary of all events of the partition, to compare with another replica's. Tables keep theirs: no event is read.
     ///
     /// # Errors
     /// As [`Self::get`].
     pub fn digest(&self, partition: u32) -> Result<Digest, Error> {
         self.tree.digest(partition)
+    }
+
+    /// A summary of each keyspace that has events in the partition, of those that are not newer than `up_to`, in the order of
+    /// ids. The keys are read of memtables, and of tables that have something newer; of other tables once, for all times.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn keyspace_digests(
+        &self,
+        partition: u32,
+        up_to: Stamp,
+    ) -> Result<Vec<KeyspaceDigest>, Error> {
+        self.tree.keyspace_digests(partition, up_to)
     }
 
     /// The first change that is kept, and one past the last that may be read.

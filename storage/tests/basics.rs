@@ -126,6 +126,26 @@ fn deletes_scans_and_partitions_are_read() {
 }
 
 #[test]
+fn who_follows_the_change_log_reads_no_file() {
+    let disk = SimDisk::new(1);
+    let mut storage = open(&disk);
+    for sequence in 1..=40 {
+        fill(&mut storage, sequence, 1);
+        // Half of the time what was published is in its file by now.
+        work_all(&mut storage, 1);
+        let calls = disk.calls();
+        let changes = storage.view().changes(sequence, 9, 9999).unwrap();
+        assert_eq!(changes.len(), 1);
+        assert_eq!(changes[0].event, event(&sequence.to_be_bytes(), 1000 + sequence, &[7; 40]));
+        assert_eq!(disk.calls(), calls, "the change {sequence} is in memory");
+    }
+    let calls = disk.calls();
+    let changes = storage.view().changes(1, 99, 99_999).unwrap();
+    assert!(changes.iter().map(|change| change.sequence).eq(1..=40));
+    assert!(calls < disk.calls(), "the others are not");
+}
+
+#[test]
 fn named_values_are_kept_through_restarts_and_trimmed_logs() {
     let disk = SimDisk::new(1);
     let mut storage = open(&disk);

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use starling_clock::{HybridTime, NodeId, Stamp};
-use starling_storage::{Action, CrashMode, Disk, Event, HistoryRetention, KeyspaceId, SimDisk};
+use starling_storage::{Action, CrashMode, Disk, EventId, HistoryRetention, KeyspaceId, SimDisk};
 
 use super::event;
 use super::plan::FaultKind;
@@ -122,16 +122,21 @@ impl World {
         let below = self.history.floors.last().map_or(Stamp::ZERO, |floor| floor.below);
         let mut digests: BTreeMap<KeyspaceId, SetDigest> = BTreeMap::new();
         let mut kept = Kept::default();
-        let page = view.partition_events(partition, None, usize::MAX, usize::MAX).ok()?;
-        for event in page.events.iter().filter(|event| event.stamp <= up_to) {
-            let known = self.history.keyspaces.values().find(|it| it.id == event.keyspace);
-            let retention = known.map_or_else(HistoryRetention::default, |it| it.retention);
-            if kept.next(event, retention, now_ms, below) {
-                let held = digests.entry(event.keyspace).or_default();
-                held.0 += 1;
-                held.1 ^= event.id().hash();
+        let take = |id: EventId<'_>, action| {
+            if up_to < id.stamp {
+                return;
             }
-        }
+            let retention = || {
+                let known = self.history.keyspaces.values().find(|it| it.id == id.keyspace);
+                known.map_or_else(HistoryRetention::default, |it| it.retention)
+            };
+            if kept.next((id, action), retention, now_ms, below) {
+                let held = digests.entry(id.keyspace).or_default();
+                held.0 += 1;
+                held.1 ^= id.hash();
+            }
+        };
+        view.visit_partition(partition, take).ok()?;
         Some(digests)
     }
 
@@ -200,7 +205,9 @@ impl World {
 /// a delete below the floor with what it hides.
 #[derive(Debug, Default)]
 struct Kept {
-    key: Option<(KeyspaceId, bytes::Bytes)>,
+    key: Option<(KeyspaceId, Vec<u8>)>,
+    /// What its keyspace keeps.
+    retention: HistoryRetention,
     /// Versions of the key that came before, and the last of them.
     rank: u32,
     newer: Option<Stamp>,
@@ -211,27 +218,32 @@ struct Kept {
 impl Kept {
     fn next(
         &mut self,
-        event: &Event,
-        retention: HistoryRetention,
+        (id, action): (EventId<'_>, Action),
+        retention: impl FnOnce() -> HistoryRetention,
         now_ms: u64,
         floor: Stamp,
     ) -> bool {
         let is_same = self
             .key
             .as_ref()
-            .is_some_and(|(keyspace, key)| *keyspace == event.keyspace && *key == event.key);
+            .is_some_and(|(keyspace, key)| *keyspace == id.keyspace && *key == id.key);
         if !is_same {
-            *self = Self { key: Some((event.keyspace, event.key.clone())), ..Self::default() };
+            let mut key = self.key.take().map_or_else(Vec::new, |(_, key)| key);
+            key.clear();
+            key.extend_from_slice(id.key);
+            let (key, retention) = (Some((id.keyspace, key)), retention());
+            *self = Self { key, retention, ..Self::default() };
         }
-        let (rank, newer) = (self.rank, self.newer.replace(event.stamp));
+        let (rank, newer) = (self.rank, self.newer.replace(id.stamp));
         self.rank += 1;
-        self.hidden |= event.action == Action::Delete && event.stamp < floor;
+        self.hidden |= action == Action::Delete && id.stamp < floor;
         if self.hidden {
             return false;
         }
         let Some(newer) = newer else { return true };
         let replaced_ms = newer.time.physical_ms();
-        retention.versions_max.is_none_or(|most| rank < most)
-            && retention.age_ms_max.is_none_or(|age| now_ms + CLOCKS_APART_MS <= replaced_ms + age)
+        let HistoryRetention { versions_max, age_ms_max } = self.retention;
+        versions_max.is_none_or(|most| rank < most)
+            && age_ms_max.is_none_or(|age| now_ms + CLOCKS_APART_MS <= replaced_ms + age)
     }
 }

@@ -6,8 +6,6 @@
 //!   over the connection that it was sent over.
 //! - What does not pass is asked when a message is sent; a pair that cannot talk both ways loses its connection after a while.
 
-use std::collections::BTreeMap;
-
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
@@ -21,16 +19,12 @@ const DELAY_US: (u64, u64) = (150, 700);
 pub(super) struct Network {
     nodes: usize,
     random: ChaCha8Rng,
-    /// Number of the connection of a pair (lower index first).
-    connections: BTreeMap<(usize, usize), u64>,
+    /// Number of the connection of each pair.
+    connections: Vec<Option<u64>>,
     next: u64,
     blocked: Vec<bool>,
     /// Lost and repeated of a thousand, longest way in microseconds.
     rough: Option<(u32, u32, u64)>,
-}
-
-fn pair(a: usize, b: usize) -> (usize, usize) {
-    (a.min(b), a.max(b))
 }
 
 impl Network {
@@ -38,7 +32,7 @@ impl Network {
         Self {
             nodes,
             random,
-            connections: BTreeMap::new(),
+            connections: vec![None; nodes * nodes],
             next: 1,
             blocked: vec![false; nodes * nodes],
             rough: None,
@@ -96,29 +90,35 @@ impl Network {
 
     /// Pairs that are connected and cannot talk both ways.
     pub(super) fn dying(&self) -> Vec<(usize, usize, u64)> {
-        let pairs = self.connections.iter().filter(|((a, b), _)| self.is_broken(*a, *b));
-        pairs.map(|(&(a, b), &number)| (a, b, number)).collect()
+        let pairs = (0..self.nodes).flat_map(|a| (a + 1..self.nodes).map(move |b| (a, b)));
+        let broken = pairs.filter(|&(a, b)| self.is_broken(a, b));
+        broken.filter_map(|(a, b)| Some((a, b, self.connection(a, b)?))).collect()
+    }
+
+    /// Where the connection of a pair stands, whichever way it is named.
+    fn place(&self, a: usize, b: usize) -> usize {
+        a.min(b) * self.nodes + a.max(b)
     }
 
     /// The number of a pair's connection.
     pub(super) fn connection(&self, a: usize, b: usize) -> Option<u64> {
-        self.connections.get(&pair(a, b)).copied()
+        self.connections[self.place(a, b)]
     }
 
     /// Connects a pair; `false` if it was connected.
     pub(super) fn connect(&mut self, a: usize, b: usize) -> bool {
         let number = self.next;
         self.next += 1;
-        let is_new = !self.connections.contains_key(&pair(a, b));
-        if is_new {
-            self.connections.insert(pair(a, b), number);
-        }
+        let place = self.place(a, b);
+        let is_new = self.connections[place].is_none();
+        self.connections[place].get_or_insert(number);
         is_new
     }
 
     /// Ends a pair's connection; `false` if there was none.
     pub(super) fn disconnect(&mut self, a: usize, b: usize) -> bool {
-        self.connections.remove(&pair(a, b)).is_some()
+        let place = self.place(a, b);
+        self.connections[place].take().is_some()
     }
 
     /// How long a message takes, in microseconds; a second time if it comes twice; none if it is lost.

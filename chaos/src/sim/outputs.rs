@@ -112,7 +112,6 @@ impl World {
             Output::Answer { id, response, .. } => {
                 let operation = usize::try_from(id).expect("it is an index");
                 let after_us = busy_us + self.network.way(0) * self.nodes[node].slow;
-                let response = Box::new(response);
                 self.at(after_us, NOBODY, Event::Answered { operation, response });
             }
             Output::SubscriptionItem { subscription, item } => {

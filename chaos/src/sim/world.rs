@@ -32,8 +32,12 @@ const SAMPLE_INTERVAL_US: u64 = 500_000;
 /// An event that happens within this is soon.
 const SOON_US: u64 = 10_000;
 
-/// By time, then by number, with the slot of each event.
-type Queue = BinaryHeap<Reverse<(u64, u64, usize)>>;
+/// By time, then by number, in one piece that is compared at once, with the slot of each event.
+type Queue = BinaryHeap<Reverse<(u128, usize)>>;
+
+fn time_of(order: u128) -> u64 {
+    u64::try_from(order >> 64).expect("it was made of one")
+}
 
 struct Scheduled {
     node: usize,
@@ -133,7 +137,8 @@ impl World {
         self.slots[slot] = Some(scheduled);
         let number = self.next_number();
         let queue = if after_us < SOON_US { &mut self.soon } else { &mut self.later };
-        queue.push(Reverse((self.now_us + after_us, number, slot)));
+        let order = u128::from(self.now_us + after_us) << 64 | u128::from(number);
+        queue.push(Reverse((order, slot)));
     }
 
     /// A number that nothing else in the world has.
@@ -177,7 +182,7 @@ impl World {
         // The greater is the earlier one here.
         let (queue, first) =
             if soon < later { (&mut self.later, later) } else { (&mut self.soon, soon) };
-        let event_at = first.map(|Reverse((at, ..))| at);
+        let event_at = first.map(|Reverse((order, _))| time_of(order));
         if let Some((at, index)) = timer
             && event_at.is_none_or(|event_at| at < event_at)
         {
@@ -192,7 +197,8 @@ impl World {
         if event_at.is_none_or(|at| at > until_us) {
             return false;
         }
-        let Some(Reverse((at, _, slot))) = queue.pop() else { return false };
+        let Some(Reverse((order, slot))) = queue.pop() else { return false };
+        let at = time_of(order);
         let scheduled = self.slots[slot].take().expect("a scheduled event is there");
         self.free.push(slot);
         self.now_us = self.now_us.max(at);

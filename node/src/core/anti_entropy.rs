@@ -10,25 +10,32 @@
 //!   does not move. A comparison that found nothing to move is remembered by the two digests, so that partitions which
 //!   differ for good (histories merged to different depths, keyspaces with other replicas, tombstones that one side has
 //!   let go) are not walked for ever.
+//! - A partition is walked only if something that is not young, of a keyspace that both are home of, differs.
 //! - Of each pair the node with the lower id begins; after its start a node begins with everybody.
 //!
 //! It does not know who is home of what ([`Placement`] does), nor how events travel. Drop of tombstones is not decided here.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod walk;
 
-use bytes::Bytes;
-use starling_clock::{NodeId, Stamp};
-use starling_storage::{Event, HistoryRetention, KeyspaceId};
+use std::collections::{BTreeMap, VecDeque};
+
+use starling_client::codec::WireStamp;
+use starling_clock::{HybridTime, NodeId, Stamp};
+use starling_storage::{Event, HistoryRetention, KeyspaceDigest, KeyspaceId};
 
 use super::peer::ReadQuery;
 use super::read::AskId;
 use super::replica::{Place, ReplicaAnswer, is_retained, place_of, place_to_wire};
 use super::types::{Instant, Now};
+use walk::{Walk, Worth, compare, order};
 
 /// Identities in one page of a comparison.
 pub const COMPARE_EVENTS_MAX: u32 = 1024;
 /// Events in one batch that is copied.
 pub const TRANSFER_EVENTS_MAX: usize = 256;
+/// A partition of no more events is looked at by keyspaces before it is walked: storage reads all keys of it for that, and other reads
+/// wait meanwhile. Under a load of writes most partitions differ in what is young alone.
+pub const KEYSPACE_EVENTS_MAX: u64 = 1 << 16;
 /// Partitions whose digests are asked for at once. Storage reads all of a partition for its digest, and other reads wait meanwhile.
 pub const DIGEST_PARTITIONS_MAX: u32 = 16;
 
@@ -121,47 +128,16 @@ impl Side {
 /// Number of events and hash of their identities.
 type Digest = (u64, u64);
 
-/// A page of identities of one side.
-#[derive(Debug, Default)]
-struct Page {
-    places: VecDeque<Place>,
-    /// The last place that came from this side.
-    last: Option<Place>,
-    /// There is nothing after `places`.
-    done: bool,
-}
-
-/// Events that one side has and the other lacks, next to each other on the side that has them.
-#[derive(Debug)]
-struct Run {
-    from: Side,
-    /// Its side's place before the first of them.
-    after: Option<Place>,
-    places: BTreeSet<(KeyspaceId, Bytes, std::cmp::Reverse<Stamp>)>,
-    last: Place,
-}
-
-/// The comparison of one partition.
-#[derive(Debug)]
-struct Walk {
-    partition: u32,
-    digests: (Digest, Digest),
-    own: Page,
-    peer: Page,
-    /// The last place taken from each side.
-    passed: (Option<Place>, Option<Place>),
-    run: Option<Run>,
-    /// The key that the walk is in, how many of its events were passed, and the stamp of the last one.
-    key: Option<(KeyspaceId, Bytes, u64, Stamp)>,
-    /// Something was moved, or was left for being young: the comparison is to be made again.
-    unsettled: bool,
-}
+/// The same of a keyspace's events that are not young, and the number of those that are.
+type KeyspaceSum = (u64, u64, u64);
 
 /// What the session waits for.
 #[derive(Debug)]
 enum Step {
     /// The digests of the partitions from `first` on.
     Digests { first: u32, own: Option<BTreeMap<u32, Digest>>, peer: Option<BTreeMap<u32, Digest>> },
+    /// What either side has of each keyspace in the walk's partition.
+    Keyspaces { own: Option<Vec<KeyspaceDigest>>, peer: Option<Vec<KeyspaceDigest>> },
     /// One page of either side, or both, of the walk.
     Pages,
     /// The whole events of the walk's run.
@@ -258,8 +234,12 @@ impl AntiEntropy {
                 *slot = Some(digests.into_iter().map(of).collect());
                 true
             }
+            (Step::Keyspaces { own, peer }, ReplicaAnswer::KeyspaceDigests(digests)) => {
+                *(if side == Side::Own { own } else { peer }) = Some(digests);
+                true
+            }
             (Step::Pages, ReplicaAnswer::Events { events, more }) => {
-                session.walk.as_mut().is_some_and(|walk| walk.take_page(side, &events, more))
+                session.walk.as_mut().is_some_and(|walk| walk.take_page(side, events, more))
             }
             (Step::Fetch, ReplicaAnswer::Events { events, more }) => {
                 self.copy(events, more);
@@ -402,10 +382,15 @@ impl AntiEntropy {
                 if now.mono < resume_at {
                     return;
                 }
+            } else if matches!(session.step, Step::Keyspaces { .. }) {
+                self.compare_keyspaces(placement);
             } else if session.walk.is_some() {
                 self.walk(now, placement);
             } else if let Some((partition, own, peer)) = session.differing.pop_front() {
                 session.walk = Some(Walk::new(partition, (own, peer)));
+                if own.0.max(peer.0) <= KEYSPACE_EVENTS_MAX {
+                    self.ask_keyspaces(now, partition);
+                }
             } else if session.next < placement.partitions() {
                 session.deadline = now.mono.plus_ms(self.config.timeout_ms);
                 self.ask_digests(placement.partitions());
@@ -445,6 +430,57 @@ impl AntiEntropy {
         }
     }
 
+    fn ask_keyspaces(&mut self, now: Now, partition: u32) {
+        let settled_ms = now.wall_ms.saturating_sub(self.config.settle_ms);
+        let settled_ms = settled_ms.min(HybridTime::PHYSICAL_MS_MAX);
+        let up_to = Stamp::new(HybridTime::new(settled_ms, u16::MAX), NodeId(u64::MAX));
+        let query = ReadQuery::KeyspaceDigests { partition, up_to: WireStamp(up_to) };
+        self.session().step = Step::Keyspaces { own: None, peer: None };
+        self.ask(Side::Own, query.clone());
+        self.ask(Side::Peer, query);
+    }
+
+    /// What both sides have of each keyspace is here: ends the walk if they have the same of all that they share, but for what is
+    /// young.
+    fn compare_keyspaces(&mut self, placement: &impl Placement) {
+        let own_node = self.own;
+        let session = self.session.as_mut().expect("a session is under way");
+        let step = std::mem::replace(&mut session.step, Step::Pause);
+        let Step::Keyspaces { own: Some(own), peer: Some(peer) } = step else {
+            panic!("both were asked and nothing is outstanding");
+        };
+        let walk = session.walk.as_mut().expect("its keyspaces were asked for");
+        let mut sides: BTreeMap<KeyspaceId, [KeyspaceSum; 2]> = BTreeMap::new();
+        for (side, digests) in [own, peer].into_iter().enumerate() {
+            for KeyspaceDigest { keyspace, settled, newer } in digests {
+                sides.entry(keyspace).or_default()[side] = (settled.events, settled.hash, newer);
+            }
+        }
+        let mut differ = false;
+        for (keyspace, [own, peer]) in sides {
+            match placement.sharing(keyspace, walk.partition, own_node, session.peer) {
+                Sharing::Both(_) => {
+                    differ |= (own.0, own.1) != (peer.0, peer.1);
+                    walk.unsettled |= 0 < own.2 + peer.2;
+                }
+                Sharing::Apart => {}
+                Sharing::Unknown => walk.unsettled = true,
+            }
+        }
+        if !differ {
+            self.end_walk();
+        }
+    }
+
+    /// Nothing is left to be compared of the partition.
+    fn end_walk(&mut self) {
+        let session = self.session.as_mut().expect("a session is under way");
+        let walk = session.walk.take().expect("the caller looked");
+        if !walk.unsettled {
+            self.settled.insert((session.peer, walk.partition), walk.digests);
+        }
+    }
+
     /// Compares on: asks for pages, or moves the run that was found, or ends the walk.
     fn walk(&mut self, now: Now, placement: &impl Placement) {
         let (own, settle_ms) = (self.own, self.config.settle_ms);
@@ -477,11 +513,7 @@ impl AntiEntropy {
         }
         let pages = walk.wanted_pages();
         if pages.is_empty() {
-            let (unsettled, digests) = (walk.unsettled, walk.digests);
-            session.walk = None;
-            if !unsettled {
-                self.settled.insert((peer, partition), digests);
-            }
+            self.end_walk();
             return;
         }
         session.step = Step::Pages;
@@ -499,9 +531,9 @@ impl AntiEntropy {
         let run = walk.run.as_ref().expect("a fetch belongs to a run");
         let to = run.from.other();
         let fetched = events.last().map(place_of);
-        let unfinished = |place: &Place| more && order(place) < order(&run.last);
+        let unfinished = |place: &Place| more && compare(place, &run.last).is_lt();
         let progress =
-            |place: &Place| run.after.as_ref().is_none_or(|after| order(after) < order(place));
+            |place: &Place| run.after.as_ref().is_none_or(|after| compare(after, place).is_lt());
         let rest = fetched.filter(|place| unfinished(place) && progress(place));
         let wanted = |event: &Event| run.places.contains(&order(&place_of(event)));
         let events: Vec<Event> = events.into_iter().filter(wanted).collect();
@@ -528,132 +560,6 @@ impl AntiEntropy {
         if let Some(walk) = &session.walk {
             assert!(walk.run.as_ref().is_none_or(|run| run.places.len() <= TRANSFER_EVENTS_MAX));
         }
-    }
-}
-
-/// What is to be done with an event that one side lacks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Worth {
-    Moving,
-    /// It is young, or of a keyspace to be learned of: looked at again in another session.
-    Later,
-    Nothing,
-}
-
-/// Sorts places in the internal order: newest first within a key.
-fn order(place: &Place) -> (KeyspaceId, Bytes, std::cmp::Reverse<Stamp>) {
-    (place.0, place.1.clone(), std::cmp::Reverse(place.2))
-}
-
-impl Walk {
-    fn new(partition: u32, digests: (Digest, Digest)) -> Self {
-        Self {
-            partition,
-            digests,
-            own: Page::default(),
-            peer: Page::default(),
-            passed: (None, None),
-            run: None,
-            key: None,
-            unsettled: false,
-        }
-    }
-
-    /// A page of identities came from `side`; false if it cannot be one.
-    fn take_page(&mut self, side: Side, events: &[Event], more: bool) -> bool {
-        let page = if side == Side::Own { &mut self.own } else { &mut self.peer };
-        for event in events {
-            let place = place_of(event);
-            let follows = page.last.as_ref().is_none_or(|last| order(last) < order(&place));
-            if !follows || event.partition != self.partition {
-                return false;
-            }
-            page.last = Some(place.clone());
-            page.places.push_back(place);
-        }
-        page.done = !more;
-        !(more && events.is_empty())
-    }
-
-    /// The pages that must come before the comparison can go on, and after which place they begin.
-    fn wanted_pages(&self) -> Vec<(Side, Option<Place>)> {
-        [(Side::Own, &self.own), (Side::Peer, &self.peer)]
-            .into_iter()
-            .filter(|(_, page)| page.places.is_empty() && !page.done)
-            .map(|(side, page)| (side, page.last.clone()))
-            .collect()
-    }
-
-    /// Walks both sides in order until a run of events that one side lacks is complete, or a page is used up.
-    fn compare(&mut self, mut worth: impl FnMut(&Place, u64, Option<Stamp>) -> Worth) {
-        if self.run.is_some() {
-            return;
-        }
-        let mut open: Option<Run> = None;
-        while self.wanted_pages().is_empty() {
-            let (own, peer) = (self.own.places.front(), self.peer.places.front());
-            let side = match (own, peer) {
-                (None, None) => break,
-                (Some(own), Some(peer)) if own == peer => None,
-                (Some(own), Some(peer)) if order(own) < order(peer) => Some(Side::Own),
-                (Some(_), None) => Some(Side::Own),
-                (_, Some(_)) => Some(Side::Peer),
-            };
-            let front = if side == Some(Side::Peer) { peer } else { own };
-            let place = front.expect("the match chose a side that has one").clone();
-            let (rank, newer) = self.rank(&place);
-            let moving = side.is_some() && {
-                let worth = worth(&place, rank, newer);
-                self.unsettled |= worth == Worth::Later;
-                worth == Worth::Moving
-            };
-            let fits = |run: &Run| {
-                moving && Some(run.from) == side && run.places.len() < TRANSFER_EVENTS_MAX
-            };
-            if open.as_ref().is_some_and(|run| !fits(run)) {
-                break;
-            }
-            if moving && let Some(from) = side {
-                let after = self.passed(from);
-                let run = open.get_or_insert_with(|| Run {
-                    from,
-                    after,
-                    places: BTreeSet::new(),
-                    last: place.clone(),
-                });
-                run.places.insert(order(&place));
-                run.last = place.clone();
-            }
-            self.pass(side, place, rank);
-        }
-        self.run = open;
-    }
-
-    fn passed(&self, side: Side) -> Option<Place> {
-        if side == Side::Own { self.passed.0.clone() } else { self.passed.1.clone() }
-    }
-
-    /// How many newer events of its key either side has, and the stamp of the next newer one.
-    fn rank(&self, place: &Place) -> (u64, Option<Stamp>) {
-        match &self.key {
-            Some((keyspace, key, passed, newer)) if *keyspace == place.0 && *key == place.1 => {
-                (*passed, Some(*newer))
-            }
-            _ => (0, None),
-        }
-    }
-
-    /// Takes `place` from one side, or from both.
-    fn pass(&mut self, side: Option<Side>, place: Place, rank: u64) {
-        if side != Some(Side::Peer) {
-            self.own.places.pop_front();
-            self.passed.0 = Some(place.clone());
-        }
-        if side != Some(Side::Own) {
-            self.peer.places.pop_front();
-            self.passed.1 = Some(place.clone());
-        }
-        self.key = Some((place.0, place.1, rank + 1, place.2));
     }
 }
 

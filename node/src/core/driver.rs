@@ -145,7 +145,7 @@ impl Core {
             }
             (Work::Bound(bound), About::Local, Reply::Storage(answer)) => {
                 let bound = *bound;
-                self.flights.end(id, &flight);
+                self.flights.end(id);
                 self.handle_bound(bound, &answer);
                 return;
             }
@@ -157,7 +157,7 @@ impl Core {
             }
             (Work::Status(client), About::Local, Reply::Storage(answer)) => {
                 let client = *client;
-                self.flights.end(id, &flight);
+                self.flights.end(id);
                 self.answer_status(client, answer);
                 return;
             }
@@ -176,7 +176,7 @@ impl Core {
             Work::Read(work) => work.reader.handle_timeout(now),
             Work::NewKeyspace(new) => {
                 let new = new.clone();
-                self.flights.end(id, &flight);
+                self.flights.end(id);
                 self.waiting_for_bound.remove(&id);
                 self.continue_keyspace(new, Some(Refusal::NoStamp));
                 return;
@@ -206,7 +206,7 @@ impl Core {
                 Work::Replay(replay) if replay.target() == node => {
                     self.replays.remove(&node);
                     self.hinted.insert(node);
-                    self.flights.end(id, &flight);
+                    self.flights.end(id);
                     continue;
                 }
                 Work::Replay(_)
@@ -260,7 +260,7 @@ impl Core {
             }
         };
         if done {
-            self.flights.end(id, &flight);
+            self.flights.end(id);
         } else {
             self.flights.keep(id, flight, timer);
         }

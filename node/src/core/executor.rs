@@ -42,8 +42,8 @@ impl<D: Disk> Clone for Reader<D> {
 struct Pending {
     ticket: Ticket,
     request: StorageRequest,
-    /// What it writes; empty if it writes nothing.
-    writes: Vec<Write>,
+    /// How many writes it is.
+    writes: usize,
     answer: Option<StorageAnswer>,
 }
 
@@ -76,7 +76,7 @@ impl<D: Disk> Writer<D> {
         batch: Vec<(Ticket, StorageRequest)>,
     ) -> Vec<(Ticket, StorageAnswer)> {
         let pending = |(ticket, request)| {
-            let writes = writes_of(&request);
+            let writes = count_writes(&request);
             Pending { ticket, request, writes, answer: None }
         };
         let mut batch: Vec<Pending> = batch.into_iter().map(pending).collect();
@@ -105,20 +105,18 @@ impl<D: Disk> Writer<D> {
                 Ok(outcomes) => {
                     let mut outcomes = outcomes.into_iter();
                     for pending in together {
-                        let count = pending.writes.len();
+                        let count = pending.writes;
                         pending.settle(outcomes.by_ref().take(count).collect());
                     }
                     return;
                 }
                 // A full queue stays full for a while: the others must not pay for it with a sync each.
                 Err(Error::HintsFull { target, .. }) => {
-                    let is_for = |write: &Write| match write {
-                        Write::Hint { target: hinted, .. } => *hinted == target,
-                        Write::Apply { .. } | Write::HintsDone { .. } | Write::Meta { .. } => false,
-                    };
                     let mut refused = 0;
                     for pending in together {
-                        if pending.writes.iter().any(is_for) {
+                        if let StorageRequest::Hint { targets, .. } = &pending.request
+                            && targets.contains(&target)
+                        {
                             pending.answer = Some(StorageAnswer::Failed(StorageFailure::Full));
                             refused += 1;
                         }
@@ -158,7 +156,12 @@ impl<D: Disk> Writer<D> {
             _ => false,
         };
         let sync = if together.iter().any(sync) { Sync::Now } else { Sync::Later };
-        let writes = together.iter().flat_map(|pending| pending.writes.iter().cloned()).collect();
+        let count = together.iter().map(|pending| pending.writes).sum();
+        let mut writes = Vec::with_capacity(count);
+        for pending in together {
+            put_writes(&pending.request, &mut writes);
+        }
+        assert_eq!(writes.len(), count);
         self.storage.commit(writes, sync, now_ms)
     }
 
@@ -192,6 +195,7 @@ impl<D: Disk> Writer<D> {
             | StorageRequest::Changes { .. }
             | StorageRequest::ChangesAt { .. }
             | StorageRequest::Digests { .. }
+            | StorageRequest::KeyspaceDigests { .. }
             | StorageRequest::PartitionEvents { .. } => self.reader().execute(request),
         }
     }
@@ -240,11 +244,11 @@ fn damage_on_the_wire(damage: DamageStatus) -> wire::DamageStatus {
 
 impl Pending {
     fn is_open(&self) -> bool {
-        self.answer.is_none() && !self.writes.is_empty()
+        self.answer.is_none() && 0 < self.writes
     }
 
     fn settle(&mut self, outcomes: Vec<Outcome>) {
-        assert_eq!(outcomes.len(), self.writes.len());
+        assert_eq!(outcomes.len(), self.writes);
         self.answer = Some(match self.request {
             StorageRequest::Apply { .. } => StorageAnswer::Applied(outcomes),
             _ => StorageAnswer::Done,
@@ -268,7 +272,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn writes_of(request: &StorageRequest) -> Vec<Write> {
+/// How many writes a request is; 0 if it writes nothing.
+fn count_writes(request: &StorageRequest) -> usize {
+    match request {
+        StorageRequest::Apply { events, .. } => events.len(),
+        StorageRequest::Hint { targets, .. } => targets.len(),
+        StorageRequest::HintsDelivered { .. } | StorageRequest::Meta { .. } => 1,
+        _ => 0,
+    }
+}
+
+/// Adds the writes that a request is.
+fn put_writes(request: &StorageRequest, writes: &mut Vec<Write>) {
     match request {
         StorageRequest::Apply { events, provenance, mode, .. } => {
             let (provenance, mode) = (*provenance, *mode);
@@ -277,19 +292,19 @@ fn writes_of(request: &StorageRequest) -> Vec<Write> {
                 provenance,
                 mode,
             };
-            events.iter().map(apply).collect()
+            writes.extend(events.iter().map(apply));
         }
         StorageRequest::Hint { targets, event, .. } => {
             let hint = |&target| Write::Hint { target, event: event.clone() };
-            targets.iter().map(hint).collect()
+            writes.extend(targets.iter().map(hint));
         }
         StorageRequest::HintsDelivered { target, up_to } => {
-            vec![Write::HintsDone { target: *target, up_to: *up_to }]
+            writes.push(Write::HintsDone { target: *target, up_to: *up_to });
         }
         StorageRequest::Meta { name, value } => {
-            vec![Write::Meta { name: name.clone(), value: value.clone() }]
+            writes.push(Write::Meta { name: name.clone(), value: value.clone() });
         }
-        _ => Vec::new(),
+        _ => {}
     }
 }
 
@@ -361,6 +376,9 @@ fn read<D: Disk>(view: &View<D>, request: StorageRequest) -> Result<StorageAnswe
             }
         }
         StorageRequest::ChangesAt { stamp } => Ok(StorageAnswer::Sequence(view.changes_at(stamp)?)),
+        StorageRequest::KeyspaceDigests { partition, up_to } => {
+            Ok(StorageAnswer::KeyspaceDigests(view.keyspace_digests(partition, up_to)?))
+        }
         StorageRequest::Digests { first, last } => {
             let mut digests = Vec::new();
             for partition in first..=last {
@@ -374,13 +392,13 @@ fn read<D: Disk>(view: &View<D>, request: StorageRequest) -> Result<StorageAnswe
         StorageRequest::PartitionEvents { partition, after, limit, bytes_max, ids_only } => {
             let cursor =
                 after.map(|(keyspace, key, stamp)| PartitionCursor { keyspace, key, stamp });
-            let page = view.partition_events(partition, cursor.as_ref(), limit, bytes_max)?;
-            let (mut events, more) = (page.events, page.more);
-            if ids_only {
-                for event in &mut events {
-                    event.payload = Bytes::new();
-                }
-            }
+            let cursor = cursor.as_ref();
+            let page = if ids_only {
+                view.partition_identities(partition, cursor, limit, bytes_max)?
+            } else {
+                view.partition_events(partition, cursor, limit, bytes_max)?
+            };
+            let (events, more) = (page.events, page.more);
             Ok(StorageAnswer::PartitionEvents { events, more })
         }
         StorageRequest::Apply { .. }
@@ -393,36 +411,17 @@ fn read<D: Disk>(view: &View<D>, request: StorageRequest) -> Result<StorageAnswe
     }
 }
 
-/// The partitions one after the other, until a limit is reached.
 fn scan<D: Disk>(view: &View<D>, request: StorageRequest) -> Result<StorageAnswer, Error> {
-    let StorageRequest::Scan { first, last, keyspace, prefix, mut after, limit, bytes_max } =
-        request
+    let StorageRequest::Scan { first, last, keyspace, prefix, after, limit, bytes_max } = request
     else {
         panic!("a scan is asked for");
     };
-    let mut events = Vec::new();
-    let mut bytes = 0;
-    for partition in first..=last {
-        let from = after.take();
-        let (events_left, bytes_left) = (limit - events.len(), bytes_max - bytes);
-        let page = view.scan(
-            partition,
-            keyspace,
-            &prefix,
-            from.as_deref(),
-            Stamp::MAX,
-            events_left,
-            bytes_left,
-        )?;
-        bytes += page.events.iter().map(|it| it.key.len() + it.payload.len()).sum::<usize>();
-        events.extend(page.events);
-        let full = limit <= events.len() || bytes_max <= bytes;
-        if page.more || (full && partition < last) {
-            let covered = events.last().map(|it| (it.partition, it.key.clone()));
-            return Ok(StorageAnswer::Scanned { events, covered });
-        }
-    }
-    Ok(StorageAnswer::Scanned { events, covered: None })
+    let (partitions, at) = (first..=last, Stamp::MAX);
+    let after = after.as_deref();
+    let page = view.scan_partitions(partitions, keyspace, &prefix, after, at, limit, bytes_max)?;
+    let end = page.events.last().filter(|_| page.more);
+    let covered = end.map(|it| (it.partition, it.key.clone()));
+    Ok(StorageAnswer::Scanned { events: page.events, covered })
 }
 
 #[cfg(test)]

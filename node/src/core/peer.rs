@@ -197,6 +197,13 @@ pub enum ReadQuery {
         /// Without payloads.
         ids_only: bool,
     },
+    /// See `StorageRequest::KeyspaceDigests`.
+    KeyspaceDigests {
+        /// Partition.
+        partition: u32,
+        /// The greatest stamp that counts.
+        up_to: WireStamp,
+    },
 }
 
 /// What was read.
@@ -234,4 +241,6 @@ pub enum ReadAnswer {
     Damaged,
     /// The query is out of bounds.
     Invalid,
+    /// To `KeyspaceDigests`: (keyspace, events, hash, newer events), those without events left out.
+    KeyspaceDigests(List<(u64, u64, u64, u64)>),
 }

@@ -214,7 +214,8 @@ impl Core {
         match query {
             ReadQuery::Get { .. } | ReadQuery::Versions { .. } => true,
             ReadQuery::Scan { last, .. } | ReadQuery::Digests { last, .. } => *last < partitions,
-            ReadQuery::PartitionEvents { partition, .. } => *partition < partitions,
+            ReadQuery::PartitionEvents { partition, .. }
+            | ReadQuery::KeyspaceDigests { partition, .. } => *partition < partitions,
         }
     }
 

@@ -28,6 +28,7 @@ use starling_storage::{Action, Event, HistoryRetention, KeyspaceId};
 
 use super::peer::ReadQuery;
 use super::replica::{Declined, ReplicaAnswer, is_retained};
+use super::small_map::SmallMap;
 use super::types::Instant;
 use ranking::Ranked;
 
@@ -270,7 +271,7 @@ enum Standing {
 struct Replica {
     standing: Standing,
     /// What it has within the question's range.
-    events: BTreeMap<Stamp, Event>,
+    events: SmallMap<Stamp, Event>,
     /// Of `events`: those that came without their payload.
     cut: BTreeSet<Stamp>,
     /// The last stamp it looked at, in the question's direction; `None`: all of the range.
@@ -297,9 +298,9 @@ pub struct Read {
     plan: ReadPlan,
     /// Those of the candidates that have not been asked.
     waiting: VecDeque<NodeId>,
-    replicas: BTreeMap<NodeId, Replica>,
+    replicas: SmallMap<NodeId, Replica>,
     /// Questions and repairs without an answer, and whom they went to.
-    asks: BTreeMap<AskId, NodeId>,
+    asks: SmallMap<AskId, NodeId>,
     next_ask: u32,
     hedge_at: Option<Instant>,
     answered: bool,
@@ -318,17 +319,18 @@ impl Read {
         }
         assert!(0 < plan.needed);
         assert!(plan.needed <= plan.candidates.len());
-        let distinct: BTreeSet<_> = plan.candidates.iter().collect();
-        assert_eq!(distinct.len(), plan.candidates.len(), "candidates are distinct");
+        let candidates = std::mem::take(&mut plan.candidates);
+        let is_new = |at: usize| !candidates[..at].contains(&candidates[at]);
+        assert!((0..candidates.len()).all(is_new), "candidates are distinct");
         let mut read = Self {
-            waiting: plan.candidates.iter().copied().collect(),
+            waiting: candidates.into(),
             hedge_at: Some(now.plus_ms(plan.hedge_ms)),
+            replicas: SmallMap::with_capacity(plan.needed),
+            asks: SmallMap::with_capacity(plan.needed),
+            outputs: VecDeque::with_capacity(plan.needed),
             plan,
-            replicas: BTreeMap::new(),
-            asks: BTreeMap::new(),
             next_ask: 0,
             answered: false,
-            outputs: VecDeque::new(),
         };
         for index in 0..read.plan.needed {
             read.ask_next(if index == 0 { u32::MAX } else { DIGEST_PAYLOAD_SIZE_MAX });
@@ -412,7 +414,7 @@ impl Read {
         let Some(to) = self.waiting.pop_front() else { return false };
         let asked = Replica {
             standing: Standing::Asked,
-            events: BTreeMap::new(),
+            events: SmallMap::default(),
             cut: BTreeSet::new(),
             covered: None,
             ranked: None,
@@ -533,7 +535,7 @@ impl Read {
 
     fn evaluate_newest(&mut self) {
         let known = self.replicas.values().filter(|replica| replica.counts());
-        let newest = known.filter_map(|replica| replica.events.keys().last().copied());
+        let newest = known.filter_map(|replica| replica.events.last().map(|(&stamp, _)| stamp));
         let newest = if mutation::is(Mutation::TiesByArrival) {
             newest.reduce(|first, next| {
                 let later = next.time.physical_ms() > first.time.physical_ms();
@@ -555,8 +557,8 @@ impl Read {
             return;
         };
         self.rank(newest);
-        self.repair(|replica| match replica.events.keys().last() {
-            Some(&stamp) if stamp >= newest => Vec::new(),
+        self.repair(|replica| match replica.events.last() {
+            Some((&stamp, _)) if stamp >= newest => Vec::new(),
             _ if replica.has_dropped(newest) => Vec::new(),
             _ => vec![event.clone()],
         });
@@ -606,7 +608,7 @@ impl Read {
         };
         let mut union = BTreeMap::new();
         for replica in counting() {
-            for (&stamp, event) in &replica.events {
+            for (&stamp, event) in replica.events.iter() {
                 if within(stamp) {
                     union.entry(stamp).or_insert_with(|| event.clone());
                 }
@@ -684,7 +686,7 @@ impl Read {
     fn invariants(&self) {
         assert!(self.asks.values().all(|node| self.replicas.contains_key(node)));
         let outstanding = |node| self.asks.values().filter(|&&asked| asked == node).count();
-        for (&node, replica) in &self.replicas {
+        for (&node, replica) in self.replicas.iter() {
             let expected = match replica.standing {
                 Standing::Asked
                 | Standing::Fetching

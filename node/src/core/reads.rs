@@ -5,8 +5,6 @@
 //! - Only home replicas of the key count, this node first if it is one. The others take turns from read to read, so that all N
 //!   share the reads of a hot key.
 
-use std::collections::VecDeque;
-
 use bytes::Bytes;
 use starling_client::wire::{Cursor, Header, Level, PAGE_ROWS_MAX, Response, WireError};
 use starling_clock::{NodeId, Stamp};
@@ -226,11 +224,7 @@ impl Core {
         work: &mut ReadWork,
         questions: &mut Questions,
     ) -> (bool, Option<Instant>) {
-        let mut outputs = VecDeque::new();
         while let Some(output) = work.reader.poll_output() {
-            outputs.push_back(output);
-        }
-        for output in outputs {
             match output {
                 ReadOutput::Ask { ask, to, query } => {
                     self.ask_read(id, questions, to, ask.0, query);

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use starling_client::codec::{Blob, List, WireStamp};
 use starling_client::wire::KEY_SIZE_MAX;
 use starling_clock::Stamp;
-use starling_storage::{Event, HistoryRetention, KeyspaceId};
+use starling_storage::{Digest, Event, HistoryRetention, KeyspaceDigest, KeyspaceId};
 
 use crate::limits::{PEER_READ_BYTES_MAX, PEER_READ_EVENTS_MAX};
 
@@ -50,6 +50,8 @@ pub enum ReplicaAnswer {
     },
     /// To `Digests`: (partition, events, hash), those without events left out.
     Digests(Vec<(u32, u64, u64)>),
+    /// To `KeyspaceDigests`.
+    KeyspaceDigests(Vec<KeyspaceDigest>),
     /// It did not answer the question.
     Declined(Declined),
 }
@@ -114,6 +116,10 @@ pub fn storage_request(
         ReadQuery::Digests { first, last } => {
             (first <= last).then_some(StorageRequest::Digests { first: *first, last: *last })
         }
+        ReadQuery::KeyspaceDigests { partition, up_to } => {
+            let (partition, up_to) = (*partition, up_to.0);
+            Some(StorageRequest::KeyspaceDigests { partition, up_to })
+        }
         ReadQuery::PartitionEvents { partition, after, limit, ids_only } => {
             let fits = limit_fits(*limit) && after.as_ref().is_none_or(|(_, key, _)| key_fits(key));
             fits.then(|| StorageRequest::PartitionEvents {
@@ -138,6 +144,7 @@ impl From<StorageAnswer> for ReplicaAnswer {
             | StorageAnswer::PartitionEvents { events, more } => Self::Events { events, more },
             StorageAnswer::Scanned { events, covered } => Self::Scanned { events, covered },
             StorageAnswer::Digests(digests) => Self::Digests(digests),
+            StorageAnswer::KeyspaceDigests(digests) => Self::KeyspaceDigests(digests),
             StorageAnswer::Failed(StorageFailure::Damaged | StorageFailure::Poisoned) => {
                 Self::Declined(Declined::Damaged)
             }
@@ -176,6 +183,14 @@ impl ReplicaAnswer {
                 })
             }
             ReadAnswer::Digests(digests) => Some(Self::Digests(digests.0)),
+            ReadAnswer::KeyspaceDigests(digests) => {
+                let digest = |(keyspace, events, hash, newer)| KeyspaceDigest {
+                    keyspace: KeyspaceId(keyspace),
+                    settled: Digest { events, hash },
+                    newer,
+                };
+                Some(Self::KeyspaceDigests(digests.0.into_iter().map(digest).collect()))
+            }
             ReadAnswer::NotHome => Some(Self::Declined(Declined::NotHome)),
             ReadAnswer::Overloaded => Some(Self::Declined(Declined::Overloaded)),
             ReadAnswer::Damaged => Some(Self::Declined(Declined::Damaged)),
@@ -198,6 +213,12 @@ impl ReplicaAnswer {
                 covered: covered.map(|(partition, key)| (partition, Blob(key))),
             },
             Self::Digests(digests) => ReadAnswer::Digests(List(digests)),
+            Self::KeyspaceDigests(digests) => {
+                let digest = |it: KeyspaceDigest| {
+                    (it.keyspace.0, it.settled.events, it.settled.hash, it.newer)
+                };
+                ReadAnswer::KeyspaceDigests(digests.into_iter().map(digest).collect())
+            }
             Self::Declined(Declined::NotHome) => ReadAnswer::NotHome,
             Self::Declined(Declined::Overloaded) => ReadAnswer::Overloaded,
             Self::Declined(Declined::Damaged) => ReadAnswer::Damaged,

@@ -15,7 +15,7 @@
 //! of a small cluster may span all its partitions, and one of a large cluster does not ask everybody. A page may be empty
 //! and still have a cursor.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use starling_client::codec::Blob;
@@ -26,6 +26,7 @@ use starling_storage::{Action, Event, KeyspaceId};
 use super::peer::ReadQuery;
 use super::read::{AskId, ReadFailure, ReadOutput, ReadValue, Trouble};
 use super::replica::ReplicaAnswer;
+use super::small_map::SmallMap;
 use super::types::Instant;
 
 /// Home nodes that the range of one page has at most, unless a single partition has more.
@@ -97,8 +98,8 @@ enum Standing {
 #[derive(Debug)]
 struct Replica {
     standing: Standing,
-    /// The newest event that it has, by (partition, key); only of partitions that it is a home of.
-    events: BTreeMap<(u32, Bytes), Event>,
+    /// The newest event that it has of each key, in the order (partition, key); only of partitions that it is a home of.
+    events: Vec<Event>,
     /// The last place it looked at; `None`: all of the range.
     covered: Option<(u32, Bytes)>,
 }
@@ -112,10 +113,15 @@ impl Replica {
     }
 }
 
+/// Where an event stands in the order of a scan.
+fn place(event: &Event) -> (u32, &Bytes) {
+    (event.partition, &event.key)
+}
+
 /// What all that answered have between them, as far as the page goes.
 struct Merged {
-    /// The newest event of each key, deletes too.
-    newest: BTreeMap<(u32, Bytes), Event>,
+    /// The newest event of each key, deletes too, in order.
+    newest: Vec<Event>,
     /// The last place of the page; `None`: all of the range.
     bound: Option<(u32, Bytes)>,
 }
@@ -126,9 +132,9 @@ pub struct Scan {
     plan: ScanPlan,
     /// Those of the candidates that have not been asked and are home of something.
     waiting: VecDeque<NodeId>,
-    replicas: BTreeMap<NodeId, Replica>,
+    replicas: SmallMap<NodeId, Replica>,
     /// Questions and repairs without an answer, and whom they went to.
-    asks: BTreeMap<AskId, NodeId>,
+    asks: SmallMap<AskId, NodeId>,
     next_ask: u32,
     hedge_at: Instant,
     answered: bool,
@@ -148,8 +154,8 @@ impl Scan {
         let useful = |node: &NodeId| plan.homes.iter().any(|homes| homes.contains(node));
         let mut scan = Self {
             waiting: plan.candidates.iter().copied().filter(useful).collect(),
-            replicas: BTreeMap::new(),
-            asks: BTreeMap::new(),
+            replicas: SmallMap::default(),
+            asks: SmallMap::default(),
             next_ask: 0,
             hedge_at: now.plus_ms(plan.hedge_ms),
             answered: false,
@@ -287,7 +293,7 @@ impl Scan {
     }
 
     fn ask(&mut self, to: NodeId) {
-        let asked = Replica { standing: Standing::Asked, events: BTreeMap::new(), covered: None };
+        let asked = Replica { standing: Standing::Asked, events: Vec::new(), covered: None };
         let before = self.replicas.insert(to, asked);
         assert!(before.is_none(), "a node is asked once");
         let query = ReadQuery::Scan {
@@ -327,22 +333,19 @@ impl Scan {
                 || !range.contains(&event.partition)
                 || !begins(event.partition, &event.key)
         });
-        let place = |event: &Event| (event.partition, event.key.clone());
-        let ordered = events.windows(2).all(|pair| place(&pair[0]) < place(&pair[1]));
+        let ordered = events.is_sorted_by(|one, next| place(one) < place(next));
         let covers = covered.as_ref().is_none_or(|covered| {
             range.contains(&covered.0)
                 && begins(covered.0, &covered.1)
-                && events.last().is_none_or(|event| place(event) <= *covered)
+                && events.last().is_none_or(|event| place(event) <= (covered.0, &covered.1))
         });
         if strange || !ordered || !covers {
             return Err(Trouble::Malformed);
         }
-        let at_home = events
-            .into_iter()
-            .filter(|event| self.is_home(node, event.partition))
-            .collect::<Vec<_>>();
+        let mut events = events;
+        events.retain(|event| self.is_home(node, event.partition));
         let replica = self.replicas.get_mut(&node).expect("it was asked");
-        replica.events = at_home.into_iter().map(|event| (place(&event), event)).collect();
+        replica.events = events;
         replica.covered = covered;
         replica.standing = Standing::Answered;
         Ok(())
@@ -370,7 +373,7 @@ impl Scan {
                     Some((self.last() + 1, None)).filter(|(next, _)| *next < self.plan.partitions)
                 }
             };
-            let rows = merged.newest.into_values();
+            let rows = merged.newest.into_iter();
             let rows = rows.filter(|event| event.action == Action::Put).collect();
             self.answer(Ok(ReadValue::Page { rows, cursor }));
         }
@@ -380,29 +383,29 @@ impl Scan {
     fn merge(&self) -> Merged {
         let counting = || self.replicas.values().filter(|replica| replica.counts());
         let mut bound = counting().filter_map(|replica| replica.covered.clone()).min();
-        let mut newest: BTreeMap<(u32, Bytes), Event> = BTreeMap::new();
-        for replica in counting() {
-            for (place, event) in &replica.events {
-                if bound.as_ref().is_some_and(|bound| place > bound) {
-                    break;
-                }
-                match newest.get_mut(place) {
-                    Some(known) if known.stamp >= event.stamp => {}
-                    Some(known) => *known = event.clone(),
-                    None => drop(newest.insert(place.clone(), event.clone())),
+        let mut rest: Vec<&[Event]> = counting().map(|replica| &replica.events[..]).collect();
+        let mut newest: Vec<Event> = Vec::new();
+        let (mut rows, mut bytes) = (0, 0);
+        while let Some(next) = rest.iter().filter_map(|events| events.first()).map(place).min()
+            && bound.as_ref().is_none_or(|bound| next <= (bound.0, &bound.1))
+        {
+            let mut found: Option<&Event> = None;
+            for events in &mut rest {
+                if let Some((event, behind)) = events.split_first()
+                    && place(event) == next
+                {
+                    found = found.filter(|found| found.stamp >= event.stamp).or(Some(event));
+                    *events = behind;
                 }
             }
-        }
-        let (mut rows, mut bytes) = (0, 0);
-        let end = newest.iter().find_map(|(place, event)| {
-            rows += u32::from(event.action == Action::Put);
-            bytes += event.key.len() + event.payload.len();
-            let full = rows >= self.plan.limit || bytes >= PAGE_BYTES_MAX;
-            full.then(|| place.clone())
-        });
-        if let Some(end) = end {
-            newest.retain(|place, _| *place <= end);
-            bound = Some(end);
+            let found = found.expect("one of them is there");
+            rows += u32::from(found.action == Action::Put);
+            bytes += found.key.len() + found.payload.len();
+            newest.push(found.clone());
+            if rows >= self.plan.limit || bytes >= PAGE_BYTES_MAX {
+                bound = Some((found.partition, found.key.clone()));
+                break;
+            }
         }
         Merged { newest, bound }
     }
@@ -416,23 +419,24 @@ impl Scan {
             .map(|(&node, _)| node)
             .collect();
         for node in answered {
-            let has = |place| self.replicas[&node].events.get(place).map(|event| event.stamp);
-            let lacking: Vec<Event> = merged
-                .newest
-                .iter()
-                .filter(|(place, event)| {
-                    self.is_home(node, place.0) && has(place) < Some(event.stamp)
-                })
-                .map(|(_, event)| event.clone())
-                .collect();
+            let held = &self.replicas[&node].events;
+            let has = |event: &Event| held.binary_search_by(|it| place(it).cmp(&place(event)));
+            let lacks = |event: &&Event| {
+                self.is_home(node, event.partition)
+                    && has(event).map_or(true, |at| held[at].stamp < event.stamp)
+            };
+            let lacking: Vec<Event> = merged.newest.iter().filter(lacks).cloned().collect();
             if lacking.is_empty() {
                 continue;
             }
             let replica = self.replicas.get_mut(&node).expect("listed above");
             replica.standing = Standing::Repairing;
-            let repaired =
-                lacking.iter().map(|event| ((event.partition, event.key.clone()), event.clone()));
-            replica.events.extend(repaired);
+            for event in &lacking {
+                match replica.events.binary_search_by(|it| place(it).cmp(&place(event))) {
+                    Ok(at) => replica.events[at] = event.clone(),
+                    Err(at) => replica.events.insert(at, event.clone()),
+                }
+            }
             let ask = self.new_ask(node);
             self.outputs.push_back(ReadOutput::Repair { ask, to: node, events: lacking });
         }
@@ -446,7 +450,7 @@ impl Scan {
 
     fn invariants(&self) {
         let outstanding = |node| self.asks.values().filter(|&&asked| asked == node).count();
-        for (&node, replica) in &self.replicas {
+        for (&node, replica) in self.replicas.iter() {
             let expected = match replica.standing {
                 Standing::Asked | Standing::Slow | Standing::Repairing => 1,
                 Standing::Answered | Standing::Failed => 0,

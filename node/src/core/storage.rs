@@ -8,7 +8,9 @@
 
 use bytes::Bytes;
 use starling_clock::{NodeId, Stamp};
-use starling_storage::{Change, Event, HistoryRetention, KeyspaceId, Mode, Outcome, Provenance};
+use starling_storage::{
+    Change, Event, HistoryRetention, KeyspaceDigest, KeyspaceId, Mode, Outcome, Provenance,
+};
 
 pub use super::executor::{Reader, Writer};
 
@@ -136,6 +138,14 @@ pub enum StorageRequest {
         /// Last partition.
         last: u32,
     },
+    /// Read lane: digests of the keyspaces that have events in a partition, of what is not newer than a stamp. Answer:
+    /// `KeyspaceDigests`.
+    KeyspaceDigests {
+        /// Partition.
+        partition: u32,
+        /// The greatest stamp that counts.
+        up_to: Stamp,
+    },
     /// Read lane: events of one partition in internal order, for anti-entropy and transfers. Answer: `PartitionEvents`.
     PartitionEvents {
         /// Partition.
@@ -170,6 +180,7 @@ impl StorageRequest {
             | Self::Changes { .. }
             | Self::ChangesAt { .. }
             | Self::Digests { .. }
+            | Self::KeyspaceDigests { .. }
             | Self::PartitionEvents { .. } => false,
         }
     }
@@ -228,6 +239,8 @@ pub enum StorageAnswer {
     },
     /// To `Digests`: (partition, events, hash), those without events left out.
     Digests(Vec<(u32, u64, u64)>),
+    /// To `KeyspaceDigests`.
+    KeyspaceDigests(Vec<KeyspaceDigest>),
     /// To `PartitionEvents`.
     PartitionEvents {
         /// In internal order.

@@ -95,9 +95,9 @@ impl Core {
 
     pub(super) fn handle_unsubscribe(&mut self, subscription: SubscriptionId) {
         if let Some(id) = self.subscriptions.remove(&subscription)
-            && let Some(flight) = self.flights.take(id)
+            && self.flights.take(id).is_some()
         {
-            self.flights.end(id, &flight);
+            self.flights.end(id);
         }
     }
 

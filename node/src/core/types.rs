@@ -181,8 +181,8 @@ pub enum Output {
         connection: ConnectionId,
         /// The id of its request.
         id: u64,
-        /// What.
-        response: Response,
+        /// What. Apart, for it is larger than anything else that a core says.
+        response: Box<Response>,
     },
     /// Send a datagram; loss is fine.
     Gossip {

@@ -378,7 +378,7 @@ impl Core {
                 },
                 Work::NewKeyspace(new) => {
                     let new = new.clone();
-                    self.flights.end(id, &flight);
+                    self.flights.end(id);
                     self.continue_keyspace(new, refusal.clone());
                     continue;
                 }

@@ -388,6 +388,7 @@ pub(super) fn weight(request: &StorageRequest) -> usize {
         | StorageRequest::Changes { .. }
         | StorageRequest::Hints { .. }
         | StorageRequest::Digests { .. }
+        | StorageRequest::KeyspaceDigests { .. }
         | StorageRequest::PartitionEvents { .. } => PAGE,
         StorageRequest::HintsDelivered { .. }
         | StorageRequest::Retention { .. }

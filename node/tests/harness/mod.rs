@@ -456,7 +456,7 @@ impl World {
                 }
             }
             Output::Answer { id, response, .. } => {
-                let before = self.answers.insert(id, (self.now_us, response));
+                let before = self.answers.insert(id, (self.now_us, *response));
                 assert!(before.is_none(), "request {id} is answered twice");
             }
             Output::SubscriptionItem { subscription, item } => {

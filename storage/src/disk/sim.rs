@@ -20,7 +20,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use super::{Disk, DiskFile};
-use inode::{FileOperation, Inode, below, index};
+use inode::{Inode, below, index};
 
 /// What happens at a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,16 +183,12 @@ impl SimDisk {
     pub fn flip_bit(&self, path: &str, offset: u64, bit: u32) {
         let mut state = self.state();
         let inode = state.inode_mut(path).expect("the file is there");
-        let at = index(offset);
-        inode.current[at] ^= 1 << bit;
-        if let Some(byte) = inode.durable.get_mut(at) {
-            *byte ^= 1 << bit;
-        }
+        inode.flip_bit(index(offset), bit);
     }
 
     /// What a file holds; `None` if it is not there.
     pub fn contents(&self, path: &str) -> Option<Vec<u8>> {
-        self.state().inode_mut(path).map(|inode| inode.current.clone())
+        self.state().inode_mut(path).map(|inode| inode.bytes().to_vec())
     }
 
     /// Makes a file hold `bytes`, durably; it is made if it is not there.
@@ -200,9 +196,7 @@ impl SimDisk {
         let mut state = self.state();
         let number = state.inode_next;
         state.inode_next += 1;
-        let inode =
-            Inode { durable: bytes.to_vec(), current: bytes.to_vec(), unsynced: Vec::new() };
-        state.inodes.insert(number, inode);
+        state.inodes.insert(number, Inode::new(bytes.to_vec()));
         state.current.insert(path.to_owned(), Entry::File(number));
         state.durable.insert(path.to_owned(), Entry::File(number));
     }
@@ -291,7 +285,7 @@ impl State {
 
     fn used(&self) -> u64 {
         let sizes = self.current.values().map(|entry| match entry {
-            Entry::File(inode) => self.inodes[inode].current.len() as u64,
+            Entry::File(inode) => self.inodes[inode].bytes().len() as u64,
             Entry::Directory => 0,
         });
         sizes.sum()
@@ -489,7 +483,7 @@ impl DiskFile for SimFile {
         state.call_whole(self.life, false)?;
         self.with(
             |inode| {
-                let rest = inode.current.get(index(offset)..).unwrap_or_default();
+                let rest = inode.bytes().get(index(offset)..).unwrap_or_default();
                 let length = rest.len().min(buf.len());
                 buf[..length].copy_from_slice(&rest[..length]);
                 length
@@ -506,7 +500,7 @@ impl DiskFile for SimFile {
             Some(Fault::Io | Fault::Full) => written = below(&mut state.random, buf.len() + 1),
             Some(Fault::Crash) => {}
             None => {
-                let length = self.with(|inode| inode.current.len() as u64, &mut state)?;
+                let length = self.with(|inode| inode.bytes().len() as u64, &mut state)?;
                 let growth = (offset + buf.len() as u64).saturating_sub(length);
                 let room = state.capacity.map_or(u64::MAX, |all| all.saturating_sub(state.used()));
                 if room < growth {
@@ -515,8 +509,7 @@ impl DiskFile for SimFile {
                 }
             }
         }
-        let bytes = buf[..written].to_vec();
-        self.with(|inode| inode.operate(FileOperation::Write { offset, bytes }), &mut state)?;
+        self.with(|inode| inode.write(offset, &buf[..written]), &mut state)?;
         fault.map_or(Ok(()), |fault| Err(failed(fault)))
     }
 
@@ -536,13 +529,13 @@ impl DiskFile for SimFile {
     fn len(&self) -> io::Result<u64> {
         let mut state = self.disk.state();
         state.call_whole(self.life, false)?;
-        self.with(|inode| inode.current.len() as u64, &mut state)
+        self.with(|inode| inode.bytes().len() as u64, &mut state)
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {
         let mut state = self.disk.state();
         state.call_whole(self.life, false)?;
-        self.with(|inode| inode.operate(FileOperation::Truncate { len }), &mut state)
+        self.with(|inode| inode.truncate(len), &mut state)
     }
 }
 

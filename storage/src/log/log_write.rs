@@ -29,6 +29,10 @@ impl Batch {
         self.marks.first().map_or(self.next, |mark| mark.number)
     }
 
+    pub(super) fn has(&self, number: u64) -> bool {
+        (self.first()..self.next).contains(&number)
+    }
+
     /// Appends the frames of all records, and where each begins. Records below `durable` are on disk.
     pub(super) fn encode(
         &self,

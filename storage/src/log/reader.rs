@@ -182,12 +182,12 @@ impl<F: DiskFile> LogReader<F> {
         if number < first {
             return Err(Error::Gap { from: number, first });
         }
-        let writing = state.writing.as_deref();
+        let batches = [state.writing.as_deref(), state.recent.as_deref()];
         Ok(if number >= state.pending.next {
             Place::End
         } else if number >= state.pending.first() {
             Place::Memory(state.pending.from(number, records_max, bytes_max))
-        } else if let Some(batch) = writing.filter(|batch| number >= batch.first()) {
+        } else if let Some(batch) = batches.into_iter().flatten().find(|batch| batch.has(number)) {
             Place::Memory(batch.from(number, records_max, bytes_max))
         } else {
             let (segment, mark) = state.written(number);

@@ -52,6 +52,9 @@ pub(super) struct State<F> {
     pub(super) segments: VecDeque<LogSegment<F>>,
     /// The last segment takes more records.
     pub(super) active: bool,
+    /// What was written last: those who follow the log are rarely further behind, and need not read, check and inflate a frame for
+    /// each record of it.
+    pub(super) recent: Option<Arc<Batch>>,
     /// Published and not yet written, those before `pending`: a [`LogWrite`] has them.
     pub(super) writing: Option<Arc<Batch>>,
     /// Published and not yet written. Its `next` is one past the last published record.
@@ -138,6 +141,7 @@ impl<D: Disk> RecordLog<D> {
             shared: Arc::new(RwLock::new(State {
                 segments: VecDeque::new(),
                 active: false,
+                recent: None,
                 writing: None,
                 pending: Batch::default(),
             })),
@@ -324,6 +328,7 @@ impl<D: Disk> RecordLog<D> {
             entry.segment.len += bytes;
             entry.segment.file_len = entry.segment.file_len.max(entry.segment.len);
             entry.next = batch.next;
+            state.recent = Some(batch);
             self.pending_bytes = state.pending.records.len();
             return Ok(true);
         }
@@ -420,6 +425,7 @@ impl<D: Disk> RecordLog<D> {
         }
         self.next = start;
         self.synced = start;
+        self.write_state().recent = None;
         self.begin_after(start);
         Ok(())
     }

@@ -91,6 +91,23 @@ impl<'a, F: DiskFile> MergeCursor<'a, F> {
         self.seek_all(target, false)
     }
 
+    /// Moves on to the first event at or after `target`, as [`Self::seek`] does, from where such a one has led: only the
+    /// sources that are before it are searched.
+    ///
+    /// # Panics
+    /// If the cursor goes backwards.
+    pub(crate) fn seek_onwards(&mut self, target: &[u8]) -> Result<(), Error> {
+        assert!(!self.backwards);
+        let live = std::mem::take(&mut self.live);
+        for source in &mut self.sources[..live] {
+            if source.key().is_some_and(|key| key < target) {
+                source.seek(target, false)?;
+            }
+        }
+        self.build();
+        Ok(())
+    }
+
     /// Moves to the last event before `target`, and goes backwards from there.
     pub(crate) fn seek_before(&mut self, target: &[u8]) -> Result<(), Error> {
         self.seek_all(target, true)

@@ -23,6 +23,11 @@ impl Hidden {
         self.any.store(true, Ordering::Release);
     }
 
+    /// Whether any partition is.
+    pub(crate) fn any(&self) -> bool {
+        self.any.load(Ordering::Acquire)
+    }
+
     /// Whether `partition` is hidden.
     #[inline]
     pub(crate) fn has(&self, partition: u32) -> bool {

@@ -17,6 +17,7 @@
 mod address;
 mod background;
 mod cursor;
+mod digests;
 mod drop_partition;
 mod flush;
 mod gaps;
@@ -34,6 +35,7 @@ mod run_writer;
 mod salvage;
 mod scan;
 mod sieve;
+mod span;
 mod stored;
 mod table;
 #[cfg(test)]
@@ -237,7 +239,7 @@ impl<D: Disk> Tree<D> {
         self.insert_at(Addresses::default().only(event.partition, event.id()), event);
     }
 
-    /// To fill the active memtable, in which nothing is yet, faster than [`Self::insert`] does; no scan has learned anything
+    /// To fill the active memtable, in which nothing is yet, faster than [`Self::insert_at`] does; no scan has learned anything
     /// by then.
     pub(crate) fn bulk(&self) -> Bulk {
         Bulk::new(Arc::clone(&self.snapshot.active))

@@ -68,19 +68,7 @@ impl<D: Disk> TreeView<D> {
     {
         let range = internal_key::keys_from(scan.partition, scan.keyspace, scan.prefix);
         let after = scan.after.map(|key| internal_key::prefix(scan.partition, scan.keyspace, key));
-        let mut walk = Walk {
-            scan,
-            limits: Limits { events: scan.limit, bytes: scan.bytes_max },
-            cursor: self.cursor(scan.partition)?,
-            steps: 0,
-            key: Vec::new(),
-            before: Vec::new(),
-            show,
-            shown: 0,
-            bytes: 0,
-            end: ScanEnd::default(),
-            run: None,
-        };
+        let mut walk = Walk::new(scan, self.cursor(scan.partition)?, show);
         match scan.order {
             Order::Ascending => {
                 let after = after.map(|after| past_key(&after)).unwrap_or_default();
@@ -193,7 +181,7 @@ impl<'a> Run<'a> {
 }
 
 /// A scan under way.
-struct Walk<'a, F, S> {
+pub(super) struct Walk<'a, F, S> {
     scan: &'a Scan<'a>,
     limits: Limits,
     cursor: MergeCursor<'a, F>,
@@ -206,7 +194,7 @@ struct Walk<'a, F, S> {
     /// How many events that were, and bytes of their keys and payloads.
     shown: usize,
     bytes: usize,
-    end: ScanEnd,
+    pub(super) end: ScanEnd,
     /// If only what is live now is wanted.
     run: Option<Run<'a>>,
 }
@@ -222,12 +210,55 @@ enum Taken {
     Last,
 }
 
-impl<F, S> Walk<'_, F, S>
+impl<'a, F, S> Walk<'a, F, S>
 where
     F: DiskFile,
     S: FnMut(EventRef<'_>, Option<Bytes>) -> ControlFlow<()>,
 {
-    fn ascend(&mut self, range: &[u8]) -> Result<(), Error> {
+    /// A scan with a cursor that is on no event yet.
+    pub(super) fn new(scan: &'a Scan<'a>, cursor: MergeCursor<'a, F>, show: S) -> Self {
+        Self {
+            scan,
+            limits: Limits { events: scan.limit, bytes: scan.bytes_max },
+            cursor,
+            steps: 0,
+            key: Vec::new(),
+            before: Vec::new(),
+            show,
+            shown: 0,
+            bytes: 0,
+            end: ScanEnd::default(),
+            run: None,
+        }
+    }
+
+    /// Where a scan of `partition` begins, forwards.
+    pub(super) fn first_of(&self, partition: u32, after: Option<&[u8]>) -> Vec<u8> {
+        let Scan { keyspace, prefix, .. } = *self.scan;
+        let after = after.map(|key| past_key(&internal_key::prefix(partition, keyspace, key)));
+        after.unwrap_or_default().max(internal_key::keys_from(partition, keyspace, prefix))
+    }
+
+    pub(super) fn seek(&mut self, from: &[u8]) -> Result<(), Error> {
+        self.cursor.seek(from)
+    }
+
+    pub(super) fn seek_onwards(&mut self, from: &[u8]) -> Result<(), Error> {
+        self.cursor.seek_onwards(from)
+    }
+
+    /// The partition of the event that the cursor is on.
+    pub(super) fn partition(&self) -> Option<u32> {
+        self.cursor.key().and_then(internal_key::partition_of)
+    }
+
+    /// No further event is wanted.
+    pub(super) fn is_full(&self) -> bool {
+        self.limits.reached(self.shown, self.bytes)
+    }
+
+    /// Takes what it wants of the keys of `range`, from the cursor on.
+    pub(super) fn ascend(&mut self, range: &[u8]) -> Result<(), Error> {
         let newest = internal_key::inverted(self.scan.at);
         let as_of_now = self.scan.at == Stamp::MAX;
         while self.enter_key(range)? {
@@ -416,6 +447,6 @@ where
             }
         }
         self.steps += 1;
-        self.cursor.seek(&past_key(&self.key))
+        self.cursor.seek_onwards(&past_key(&self.key))
     }
 }

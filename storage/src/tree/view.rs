@@ -23,7 +23,7 @@ use super::stored::{Stored, StoredRef};
 use super::table::{FoundEvent, Table, TableCursor, key_hash};
 use crate::disk::Disk;
 use crate::error::Error;
-use crate::event::{Event, EventId, EventRef, KEY_SIZE_MAX, KeyspaceId};
+use crate::event::{Action, Event, EventId, EventRef, KEY_SIZE_MAX, KeyspaceId};
 use crate::types::{Digest, Estimate, Order, PartitionCursor};
 
 /// Events in order, as many as the limits let.
@@ -211,6 +211,54 @@ impl<D: Disk> TreeView<D> {
         after: Option<&PartitionCursor>,
         limits: Limits,
     ) -> Result<Page, Error> {
+        self.partition_page(partition, after, limits, MergeCursor::stored)
+    }
+
+    /// The same without payloads, which are neither copied nor counted.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub(crate) fn partition_identities(
+        &self,
+        partition: u32,
+        after: Option<&PartitionCursor>,
+        limits: Limits,
+    ) -> Result<Page, Error> {
+        self.partition_page(partition, after, limits, |cursor| {
+            let StoredRef { action, request, .. } = cursor.borrowed()?;
+            Ok(Stored { action, request, payload: Bytes::new() })
+        })
+    }
+
+    /// Tells of every event of the partition, in the order of [`PartitionCursor`].
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub(crate) fn visit_partition(
+        &self,
+        partition: u32,
+        mut visit: impl FnMut(EventId<'_>, Action),
+    ) -> Result<(), Error> {
+        let mut cursor = self.cursor(partition)?;
+        cursor.seek(&partition.to_be_bytes())?;
+        while cursor.key().is_some_and(|internal| is_in(partition, internal)) {
+            cursor.arrive()?;
+            let internal = cursor.key().expect("it is on an event");
+            let parts = internal_key::decode(internal).ok_or_else(no_internal_key)?;
+            let (keyspace, stamp) = (parts.keyspace, parts.stamp);
+            visit(EventId { keyspace, key: &parts.key, stamp }, cursor.borrowed()?.action);
+            cursor.advance()?;
+        }
+        Ok(())
+    }
+
+    fn partition_page<'a>(
+        &'a self,
+        partition: u32,
+        after: Option<&PartitionCursor>,
+        limits: Limits,
+        stored: impl Fn(&MergeCursor<'a, D::File>) -> Result<Stored, Error>,
+    ) -> Result<Page, Error> {
         let from = match after {
             Some(after) => {
                 let mut from =
@@ -231,7 +279,7 @@ impl<D: Disk> TreeView<D> {
             }
             cursor.arrive()?;
             let internal = cursor.key().expect("it has not moved");
-            let event = event(cursor.stored()?, internal)?;
+            let event = event(stored(&cursor)?, internal)?;
             bytes += event.key.len() + event.payload.len();
             page.events.push(event);
             cursor.advance()?;
@@ -445,7 +493,7 @@ fn damaged(table: &str) -> Error {
     Error::corrupt(table, 0, "an event that is none")
 }
 
-fn is_in(partition: u32, internal: &[u8]) -> bool {
+pub(super) fn is_in(partition: u32, internal: &[u8]) -> bool {
     internal.starts_with(&partition.to_be_bytes())
 }
 

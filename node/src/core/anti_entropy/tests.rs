@@ -121,8 +121,8 @@ fn each_side_gets_what_it_lacks_and_equal_partitions_cost_nothing() {
     models[1].apply(&put(3, 40)); // Partition 3 is not shared.
     let (mut machine, mut now_ms) = (started(), 0);
     let ended = run(&mut machine, &mut models, &RING, &mut now_ms, None);
-    // Two digests; for each of two partitions two pages, a fetch and a copy.
-    assert_eq!(ended, Ended { complete: true, pushed: 1, pulled: 1, asks: 10 });
+    // Two digests; for each of two partitions two of its keyspaces, two pages, a fetch and a copy.
+    assert_eq!(ended, Ended { complete: true, pushed: 1, pulled: 1, asks: 14 });
     assert_eq!(models[0].events().count(), 3);
     assert_eq!(models[1].events().count(), 4);
     let again = run(&mut machine, &mut models, &RING, &mut now_ms, None);
@@ -151,7 +151,7 @@ fn silence_and_refusal_end_a_session_and_the_next_goes_on() {
     let mut models = [Model::new(10), Model::new(10)];
     models[0].apply(&put(1, 20));
     models[1].apply(&put(1, 30));
-    for fail_at in 2..=6 {
+    for fail_at in 2..=8 {
         let mut models = models.clone();
         let (mut machine, mut now_ms) = (started(), 0);
         let ended = run(&mut machine, &mut models, &RING, &mut now_ms, Some(fail_at));
@@ -207,9 +207,29 @@ fn young_events_and_unknown_keyspaces_are_left_for_later() {
     let (mut machine, mut now_ms) = (started(), 0);
     let ended = run(&mut machine, &mut models, &RING, &mut now_ms, None);
     assert_eq!((ended.complete, ended.pushed), (true, 0), "it is 50 ms old");
+    assert_eq!(ended.asks, 4, "two digests, two of keyspaces, no pages");
     let unknown = Ring { known: false, ..RING };
-    assert_eq!(run(&mut machine, &mut models, &unknown, &mut now_ms, None).pushed, 0);
+    let ended = run(&mut machine, &mut models, &unknown, &mut now_ms, None);
+    assert_eq!((ended.pushed, ended.asks), (0, 4), "as before");
     assert_eq!(run(&mut machine, &mut models, &RING, &mut now_ms, None).pushed, 1);
+}
+
+#[test]
+fn keyspaces_that_are_not_shared_do_not_make_a_partition_be_walked() {
+    let mut models = [Model::new(10), Model::new(10)];
+    for model in &mut models {
+        model.apply(&put(1, 20));
+    }
+    let foreign = Event { keyspace: KeyspaceId(KEYSPACE.0 + 1), ..put(1, 20) };
+    models[0].apply(&foreign);
+    let (mut machine, mut now_ms) = (started(), 0);
+    let ended = run(&mut machine, &mut models, &RING, &mut now_ms, None);
+    assert_eq!((ended.complete, ended.pushed, ended.asks), (true, 0, 4), "no pages");
+    let again = run(&mut machine, &mut models, &RING, &mut now_ms, None);
+    assert_eq!(again.asks, 2, "it is remembered");
+    models[1].apply(&put(5, 30));
+    let ended = run(&mut machine, &mut models, &RING, &mut now_ms, None);
+    assert_eq!((ended.pushed, ended.pulled, ended.asks), (0, 1, 8));
 }
 
 #[test]
@@ -225,7 +245,7 @@ fn what_merges_drop_is_not_copied_and_not_walked_for_ever() {
     let ended = run(&mut machine, &mut models, &ring, &mut now_ms, None);
     assert_eq!((ended.pushed, ended.pulled), (1, 0), "the second version, and no older one");
     let walked = run(&mut machine, &mut models, &ring, &mut now_ms, None);
-    assert_eq!((walked.pushed, walked.asks), (0, 4), "two digests, two pages");
+    assert_eq!((walked.pushed, walked.asks), (0, 6), "two digests, two of keyspaces, two pages");
     let remembered = run(&mut machine, &mut models, &ring, &mut now_ms, None);
     assert_eq!((remembered.pushed, remembered.asks), (0, 2), "two digests");
     // What a merge takes away later changes the digest: it is walked once more.
@@ -242,8 +262,8 @@ fn what_the_other_side_has_let_go_is_not_sent_for_ever() {
     let sent = run(&mut machine, &mut models, &RING, &mut now_ms, None);
     assert_eq!(
         (sent.pushed, sent.asks),
-        (0, 6),
-        "two digests, two pages, a fetch and a copy in vain"
+        (0, 8),
+        "two digests, two of keyspaces, two pages, a fetch and a copy in vain"
     );
     let remembered = run(&mut machine, &mut models, &RING, &mut now_ms, None);
     assert_eq!((remembered.pushed, remembered.asks), (0, 2), "two digests");

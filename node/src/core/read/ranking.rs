@@ -42,7 +42,7 @@ impl Read {
         let limit = retention.versions_max.unwrap_or(1).clamp(1, PEER_READ_EVENTS_MAX);
         let is_open = |replica: &Replica| {
             replica.standing == Standing::Answered
-                && replica.events.keys().last().is_none_or(|&newest| newest < version)
+                && replica.events.last().is_none_or(|(&newest, _)| newest < version)
                 && replica.ranked.is_none_or(|ranked| ranked.version != version)
         };
         let open = self.replicas.iter().filter(|(_, replica)| is_open(replica));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use starling_clock::{HybridTime, NodeId, Stamp};
-use starling_storage::{Action, Event, EventId, KeyspaceId, RequestId};
+use starling_storage::{Action, Digest, Event, EventId, KeyspaceDigest, KeyspaceId, RequestId};
 
 use super::ReplicaAnswer;
 use crate::core::peer::ReadQuery;
@@ -122,6 +122,20 @@ impl Model {
                 };
                 let digests = (*first..=*last).map(digest);
                 ReplicaAnswer::Digests(digests.filter(|(_, count, _)| *count > 0).collect())
+            }
+            ReadQuery::KeyspaceDigests { partition, up_to } => {
+                let mut digests: BTreeMap<KeyspaceId, KeyspaceDigest> = BTreeMap::new();
+                for event in self.events().filter(|event| event.partition == *partition) {
+                    let keyspace = event.keyspace;
+                    let none = KeyspaceDigest { keyspace, settled: Digest::default(), newer: 0 };
+                    let digest = digests.entry(keyspace).or_insert(none);
+                    if event.stamp <= up_to.0 {
+                        digest.settled.add(event.id().hash());
+                    } else {
+                        digest.newer += 1;
+                    }
+                }
+                ReplicaAnswer::KeyspaceDigests(digests.into_values().collect())
             }
             ReadQuery::PartitionEvents { partition, after, limit, ids_only } => {
                 let after = after.as_ref().map(|(keyspace, key, stamp)| {

@@ -182,7 +182,7 @@ impl Rig {
         assert!(self.outputs.iter().filter(|output| is_it(output)).count() <= 1);
         let at = self.outputs.iter().position(is_it)?;
         match self.outputs.remove(at) {
-            Output::Answer { response, .. } => Some(response),
+            Output::Answer { response, .. } => Some(*response),
             other => panic!("{other:?}"),
         }
     }

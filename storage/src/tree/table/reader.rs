@@ -24,6 +24,7 @@ use super::section::{Section, SectionHandle};
 use super::slot::Slot;
 use crate::disk::{Disk, DiskFile};
 use crate::error::Error;
+use crate::tree::digests::KnownDigests;
 use crate::tree::hidden::Hidden;
 use crate::tree::internal_key;
 use crate::tree::stored::{Stored, StoredRef};
@@ -68,6 +69,7 @@ pub(crate) struct Table<F> {
     partitions: Handle,
     cache: Arc<BlockCache>,
     hidden: Hidden,
+    digests: KnownDigests,
 }
 
 impl<F: DiskFile> Table<F> {
@@ -108,6 +110,7 @@ impl<F: DiskFile> Table<F> {
             partitions: footer.partitions,
             cache,
             hidden: Hidden::default(),
+            digests: KnownDigests::default(),
         })
     }
 
@@ -153,6 +156,11 @@ impl<F: DiskFile> Table<F> {
     /// Partitions whose events in it were dropped.
     pub(crate) fn hidden(&self) -> &Hidden {
         &self.hidden
+    }
+
+    /// What was found out of the keyspaces in it.
+    pub(in crate::tree) fn known_digests(&self) -> &KnownDigests {
+        &self.digests
     }
 
     /// Hides what it has of a partition, which was dropped.

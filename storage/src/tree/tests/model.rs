@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::event::{EventId, EventRef};
-use crate::types::{Digest, Order, PartitionCursor, Scan, ScanPage};
+use crate::types::{Digest, KeyspaceDigest, Order, PartitionCursor, Scan, ScanPage};
 
 type Identity = (u32, KeyspaceId, Bytes, Reverse<Stamp>);
 type Model = BTreeMap<Identity, Event>;
@@ -216,6 +216,31 @@ impl Pair {
         }
     }
 
+    /// A page over several partitions is pages of each, put together.
+    fn check_span(&self, probe: &Event, limits: Limits) {
+        let prefix = &probe.key[..probe.key.len() / 2];
+        let view = self.tree.view();
+        for (first, last) in [(0, 2), (1, 2), (probe.partition, probe.partition)] {
+            for after in [None, Some(&probe.key[..])] {
+                let scan = Scan {
+                    after,
+                    at: probe.stamp,
+                    limit: limits.events,
+                    bytes_max: limits.bytes,
+                    ..Scan::new(first, probe.keyspace, prefix)
+                };
+                let all = (first..=last).flat_map(|partition| {
+                    let (limit, bytes_max) = (usize::MAX, usize::MAX);
+                    let after = after.filter(|_| partition == first);
+                    self.all_pages(Scan { partition, after, limit, bytes_max, ..scan })
+                });
+                let wanted: Vec<Event> = all.collect();
+                let page = view.scan_partitions(&scan, first..=last).unwrap();
+                check_page(&page, &wanted, limits);
+            }
+        }
+    }
+
     /// All that is live, by pages that begin where the one before ended.
     fn check_live(&self, partition: u32, limit: usize) {
         let keyspace = KeyspaceId(u64::from(partition % 2));
@@ -254,11 +279,35 @@ impl Pair {
             digest.add(event.id().hash());
         }
         assert_eq!(view.digest(partition).unwrap(), digest);
+        for up_to in [stamp(0), stamp(5), stamp(11), Stamp::MAX] {
+            let mut digests: BTreeMap<KeyspaceId, KeyspaceDigest> = BTreeMap::new();
+            for event in &wanted {
+                let keyspace = event.keyspace;
+                let none = KeyspaceDigest { keyspace, settled: Digest::default(), newer: 0 };
+                let digest = digests.entry(keyspace).or_insert(none);
+                if event.stamp <= up_to {
+                    digest.settled.add(event.id().hash());
+                } else {
+                    digest.newer += 1;
+                }
+            }
+            let found = view.keyspace_digests(partition, up_to).unwrap();
+            assert_eq!(found, digests.into_values().collect::<Vec<_>>());
+        }
+
+        let mut visited = Vec::new();
+        view.visit_partition(partition, |id, action| {
+            visited.push((id.keyspace, Bytes::copy_from_slice(id.key), id.stamp, action));
+        })
+        .unwrap();
+        let visits = wanted.iter().map(|it| (it.keyspace, it.key.clone(), it.stamp, it.action));
+        assert!(visited.into_iter().eq(visits));
 
         let (mut found, mut after) = (Vec::new(), None);
         loop {
             let page = view.partition_events(partition, after.as_ref(), limits).unwrap();
             assert!(page.events.len() <= limits.events);
+            check_identities(&view, partition, after.as_ref(), &page.events);
             after = page.events.last().map(|event| {
                 let EventId { keyspace, stamp, .. } = event.id();
                 PartitionCursor { keyspace, key: event.key.clone(), stamp }
@@ -270,6 +319,20 @@ impl Pair {
         }
         assert_eq!(found.iter().collect::<Vec<_>>(), wanted);
     }
+}
+
+/// A page of identities is the events without their payloads, which count for nothing.
+fn check_identities(
+    view: &TreeView<SimDisk>,
+    partition: u32,
+    after: Option<&PartitionCursor>,
+    events: &[Event],
+) {
+    let keys: usize = events.iter().map(|event| event.key.len()).sum();
+    let limits = Limits { events: events.len().max(1), bytes: keys.max(1) };
+    let page = view.partition_identities(partition, after, limits).unwrap();
+    let without = |event: &Event| Event { payload: Bytes::new(), ..event.clone() };
+    assert_eq!(page.events, events.iter().map(without).collect::<Vec<_>>());
 }
 
 /// A page is as much of what is wanted as the limits let, and says whether that is all.
@@ -316,6 +379,7 @@ proptest! {
             for limits in [ALL, tight] {
                 pair.check_key(probe, limits);
                 pair.check_scans(probe, limits);
+                pair.check_span(probe, limits);
             }
         }
         for partition in 0..3 {
