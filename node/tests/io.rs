@@ -193,8 +193,9 @@ fn write(key: &str) -> Request {
     }
 }
 
-/// How often a conversation is had again whose end was not heard.
-const TRIES: usize = 50;
+/// How often a conversation is had again whose end was not heard: some milliseconds each, for as long as other processes may keep
+/// this one from listening.
+const TRIES: usize = 2000;
 
 /// The code with which the node closes the connection. `None`: it had forgotten the connection before this side read its goodbye, and
 /// what it says to strangers hides that.
