@@ -202,3 +202,26 @@ fn a_backlog_of_changes_is_bounded() {
     put(&mut storage, n, Sync::Now).unwrap();
     assert_eq!(seen(&storage), n + 1);
 }
+
+/// The segment that a write of changes begins is made when the job is begun.
+#[test]
+fn a_failed_sync_of_a_new_segment_stops_the_writer() {
+    let mut poisoned = 0;
+    for call in 0..12 {
+        let disk = SimDisk::new(1);
+        let mut storage = open(&disk);
+        let (sync, n) = until_job(&mut storage, SYNC, 0);
+        finish(&mut storage, sync);
+        disk.inject(disk.calls() + call, Fault::Io);
+        let job = storage.begin_job(1);
+        disk.clear_faults();
+        if storage.status().poisoned {
+            assert!(job.is_none());
+            assert!(matches!(put(&mut storage, n, Sync::Now), Err(Error::Poisoned)));
+            poisoned += 1;
+        } else if let Some(job) = job {
+            finish(&mut storage, job);
+        }
+    }
+    assert!(0 < poisoned);
+}

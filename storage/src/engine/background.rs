@@ -74,7 +74,8 @@ impl<D: Disk> Storage<D> {
             return Some(Job { task: Task::Sync(sync) });
         }
         // If it cannot even be begun, upkeep tries and tells.
-        let write = self.changes.begin_write().ok().flatten()?;
+        let write = self.changes.begin_write();
+        let write = self.poison_on(write).ok().flatten()?;
         Some(Job { task: Task::Changes(write) })
     }
 
