@@ -30,7 +30,8 @@ pub struct Config {
     pub hint_bytes_max: u64,
     /// A segment of hints this large, in bytes, is ended; consumed hints are removed by whole segments.
     pub hint_segment_bytes_max: u64,
-    /// Changes and hints wait in memory for up to this many bytes before they are written to their own logs. What of each log was
+    /// Changes and hints wait in memory for up to this many bytes before they are written to their own logs; if jobs do that, for
+    /// up to four times as many before writers are slowed down, and sixteen times before they are refused. What of each log was
     /// written last stays in memory beside it, for those who follow.
     pub log_buffer_bytes_max: usize,
     /// Where checksums of new log segments start from. Drawn at random at each start by the node: a client that
