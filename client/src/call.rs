@@ -6,6 +6,8 @@
 //!   `attempt`, so that the coordinator looks for the event before it makes another.
 //! - A request that changes something and may have left is never told as "nothing happened".
 //! - Nothing outlives the deadline; between attempts there is a pause that doubles, with chance in it.
+//! - A write of which it is known that nothing happened is not sent once more with less time left than an answer takes: that would
+//!   only make its fate unknown.
 
 use std::time::Duration;
 
@@ -47,6 +49,8 @@ pub(crate) struct Call<'a> {
     /// Attempts whose fate is unknown.
     unknown: u8,
     attempts: u32,
+    /// The longest that an answer was waited for.
+    slowest: Duration,
     /// Nodes that did not help, since the last round.
     tried: Vec<NodeId>,
     /// Who was asked last.
@@ -79,6 +83,7 @@ impl<'a> Call<'a> {
             changes_something: false,
             unknown: 0,
             attempts: 0,
+            slowest: Duration::ZERO,
             tried: Vec::new(),
             asked: None,
             problem: String::new(),
@@ -165,7 +170,10 @@ impl<'a> Call<'a> {
                 return Err(if self.unknown > 0 { self.give_up() } else { ClientError::Closed });
             }
             let pause_now = jittered(pause, self.id, self.attempts);
-            if deadline.remaining() <= pause_now {
+            // Answers are not equally fast: twice the slowest.
+            let would_be_unknown = self.changes_something && self.unknown == 0;
+            let needed = if would_be_unknown { 2 * self.slowest } else { Duration::ZERO };
+            if deadline.remaining() <= pause_now + needed {
                 return Err(self.give_up());
             }
             sleep(pause_now).await;
@@ -267,7 +275,9 @@ impl<'a> Call<'a> {
             observed: self.client.observed(),
         };
         self.attempts += 1;
+        let asked_at = time::now();
         let outcome = self.wait(&connection, &header, &routing, deadline).await;
+        self.slowest = self.slowest.max(asked_at.elapsed());
         if let (Outcome::NotSent(_) | Outcome::NoAnswer(_), Some(reason)) =
             (&outcome, connection.refused_certificate())
         {

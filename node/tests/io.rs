@@ -648,25 +648,30 @@ async fn a_full_disk_refuses_writes_and_loses_nothing() {
     };
     let node = Node::start_with_little_room(dir.path(), 2000);
     let mut config = ClientConfig::new([node.address.to_string()], node.credentials());
-    config.request_timeout = Duration::from_secs(1);
+    config.request_timeout = Duration::from_secs(2);
     let client = Client::connect(config.clone()).await.unwrap();
-    let mut taken = 0;
+    let mut at = 0;
+    let mut taken = Vec::new();
     let error = loop {
-        assert!(taken < 100, "the limit is reached");
-        let put = client.keyspace("default").put(format!("key {taken}"), value(taken));
+        assert!(at < 100, "the limit is reached");
+        let put = client.keyspace("default").put(format!("key {at}"), value(at));
         match in_time(put.send()).await {
-            Ok(_) => taken += 1,
+            Ok(_) => taken.push(at),
+            // So slow is a busy machine now and then; that write may have happened, or not.
+            Err(error) if error.kind() == ErrorKind::Unknown => {}
             Err(error) => break error,
         }
+        at += 1;
     };
-    assert!(0 < taken, "there is room at first");
+    let refused = at;
+    assert!(!taken.is_empty(), "there is room at first");
     assert_eq!(error.kind(), ErrorKind::NothingHappened, "{error}");
     assert_eq!(error.wire().map(|error| error.code), Some(ErrorCode::DiskFull), "{error}");
     assert!(error.to_string().contains("free some space"), "{error}");
-    for at in 0..taken {
-        assert_eq!(read(&client, at).await, Some(value(at)), "{at} of {taken}");
+    for &at in &taken {
+        assert_eq!(read(&client, at).await, Some(value(at)), "{at} of {taken:?}");
     }
-    assert_eq!(read(&client, taken).await, None, "nothing happened");
+    assert_eq!(read(&client, refused).await, None, "nothing happened");
     // It takes what there is room for.
     in_time(client.keyspace("default").put("small", "value").send()).await.unwrap();
     // Dropping kills it.
@@ -675,13 +680,13 @@ async fn a_full_disk_refuses_writes_and_loses_nothing() {
     let mut node = Node::start(dir.path(), &[]);
     config.addresses = vec![node.address.to_string()];
     let client = Client::connect(config).await.unwrap();
-    for at in 0..taken {
-        assert_eq!(read(&client, at).await, Some(value(at)), "{at} of {taken}");
+    for &at in &taken {
+        assert_eq!(read(&client, at).await, Some(value(at)), "{at} of {taken:?}");
     }
-    assert_eq!(read(&client, taken).await, None, "nothing happened");
-    let again = client.keyspace("default").put(format!("key {taken}"), value(taken));
+    assert_eq!(read(&client, refused).await, None, "nothing happened");
+    let again = client.keyspace("default").put(format!("key {refused}"), value(refused));
     in_time(again.send()).await.unwrap();
-    assert_eq!(read(&client, taken).await, Some(value(taken)));
+    assert_eq!(read(&client, refused).await, Some(value(refused)));
     client.close().await;
     assert_eq!(node.terminate(), Some(0));
 }
@@ -871,7 +876,7 @@ async fn peers_find_each_other_again_after_a_kill() {
         drop(nodes.remove(at));
         nodes.insert(at, start(at));
         let clock = Clock::start();
-        write_to_all(&client, Duration::from_secs(10)).await;
+        write_to_all(&client, Duration::from_secs(20)).await;
         let took_ms = clock.mono().0 / 1000;
         eprintln!("all nodes took a write {took_ms} ms after node {} was back", at + 1);
     }

@@ -134,6 +134,27 @@ async fn when_time_is_up_the_error_says_what_is_known() {
 }
 
 #[tokio::test]
+async fn a_write_that_surely_did_not_happen_is_not_made_unknown_at_the_end() {
+    let mut cluster = Cluster::start(1, 1);
+    let keyspace = cluster.connect().await.keyspace("k");
+    let put = keyspace.put("key", "payload").timeout(Duration::from_millis(1500));
+    let mut write = tokio::spawn(put.send());
+    let full = WireError::new(ErrorCode::DiskFull, "the disk is full");
+    let ended = loop {
+        tokio::select! {
+            ended = &mut write => break ended.unwrap(),
+            asked = cluster.asked() => {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                asked.answer(&Response::Error(full.clone()));
+            }
+        }
+    };
+    let error = ended.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NothingHappened, "{error}");
+    assert_eq!(error.wire(), Some(&full));
+}
+
+#[tokio::test]
 async fn a_call_that_waits_for_its_turn_has_done_nothing() {
     let mut cluster = Cluster::start(1, 1);
     let mut config = cluster.config();
