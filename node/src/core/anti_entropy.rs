@@ -23,8 +23,8 @@ use starling_client::codec::WireStamp;
 use starling_clock::{HybridTime, NodeId, Stamp};
 use starling_storage::{Event, HistoryRetention, KeyspaceDigest, KeyspaceId};
 
+use super::asks::AskId;
 use super::peer::ReadQuery;
-use super::read::AskId;
 use super::replica::{Place, ReplicaAnswer, is_retained, place_of, place_to_wire};
 use super::types::{Instant, Now};
 use walk::{Walk, Worth, compare, order};

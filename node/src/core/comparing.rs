@@ -10,12 +10,12 @@ use starling_ring::{Partition, RoutingTable};
 use starling_storage::{KeyspaceId, Provenance};
 
 use super::anti_entropy::{AntiEntropy, AntiEntropyOutput, Placement, Sharing};
+use super::asks::AskId;
 use super::cluster::Cluster;
 use super::driver::{Reply, Work, is_taken};
 use super::flights::{About, Questions};
 use super::keyspaces::Keyspaces;
 use super::peer::WriteOutcome;
-use super::read::AskId;
 use super::{Core, Instant};
 
 /// The ring and the keyspaces, as sessions look at them.

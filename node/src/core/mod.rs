@@ -13,6 +13,7 @@
 //! what it says in that order, then ask [`Core::poll_timeout`] when [`Input::Timeout`] is wanted at the latest.
 
 pub mod anti_entropy;
+mod asks;
 pub mod changes;
 pub mod cluster;
 mod comparing;

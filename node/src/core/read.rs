@@ -15,30 +15,28 @@
 //! No IO, no clock, no task. Call one `handle_*`, then drain [`Read::poll_output`] until `None`, then the next. It does not
 //! know who is alive (the caller orders the candidates) and does not place keys.
 
+mod answer;
 mod ranking;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use starling_client::codec::{Blob, WireStamp};
-use starling_client::wire::{self, ErrorCode, Response, WireError};
 use starling_clock::mutation::{self, Mutation};
 use starling_clock::{NodeId, Stamp};
-use starling_storage::{Action, Event, HistoryRetention, KeyspaceId};
+use starling_storage::{Event, HistoryRetention, KeyspaceId};
 
+use super::asks::{AskId, Asks};
 use super::peer::ReadQuery;
-use super::replica::{Declined, ReplicaAnswer, is_retained};
+use super::replica::{ReplicaAnswer, is_retained};
 use super::small_map::SmallMap;
 use super::types::Instant;
+pub use answer::{ReadFailure, ReadValue, Trouble, version_of};
 use ranking::Ranked;
 
 /// Longest payload that comes from the replicas beside the first, in bytes: fetching a longer one again when it
 /// is needed costs less than sending it R times.
 pub const DIGEST_PAYLOAD_SIZE_MAX: u32 = 512;
-
-/// Pairs a question or a repair with its answer, within one machine. The caller hands back at most one answer for each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct AskId(pub u32);
 
 /// What to read of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,146 +107,6 @@ pub enum ReadOutput {
     Answer(Result<ReadValue, ReadFailure>),
 }
 
-/// What was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ReadValue {
-    /// To [`Question::Newest`]; a delete is returned as such.
-    Newest(Option<Event>),
-    /// To [`Question::Versions`].
-    Versions {
-        /// In the order asked for.
-        events: Vec<Event>,
-        /// There may be more beyond the last one.
-        more: bool,
-    },
-    /// A page of a scan: live keys only.
-    Page {
-        /// The newest event of each key, a put, in the order (partition, key).
-        rows: Vec<Event>,
-        /// Where to go on: (partition, after this key).
-        cursor: Option<(u32, Option<Bytes>)>,
-    },
-}
-
-/// Why a read was not answered. Reads change nothing that clients see.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ReadFailure {
-    /// Too few replicas answered, or took a repair, before the deadline.
-    #[error(
-        "{answered} of {needed} replicas answered in time: try again, or read at a lower level"
-    )]
-    Timeout {
-        /// Replicas that answered.
-        answered: usize,
-        /// The level asked for.
-        needed: usize,
-    },
-    /// So many replicas failed that the level cannot be met any more.
-    #[error("{answered} of {needed} replicas answered and no other can: {reason}")]
-    TooFew {
-        /// Replicas that answered.
-        answered: usize,
-        /// The level asked for.
-        needed: usize,
-        /// Why the last one failed.
-        reason: Trouble,
-    },
-}
-
-/// Why a replica does not count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Trouble {
-    /// There is no connection to it.
-    #[error("a replica became unreachable, try again")]
-    Unreachable,
-    /// It did not take a repair.
-    #[error("a replica did not take a repair, try again")]
-    NotRepaired,
-    /// It has another ring epoch, or is no home replica there.
-    #[error("a replica has another ring epoch, refresh the topology")]
-    NotHome,
-    /// Its queues are full.
-    #[error("a replica is overloaded, try again later")]
-    Overloaded,
-    /// Its data is damaged, or its storage failed.
-    #[error("data on a replica is damaged, try another coordinator or a lower level")]
-    Damaged,
-    /// Its answer does not follow the protocol.
-    #[error("a replica sent what does not follow the protocol, check the versions of the nodes")]
-    Malformed,
-}
-
-impl From<Declined> for Trouble {
-    fn from(refusal: Declined) -> Self {
-        match refusal {
-            Declined::NotHome => Self::NotHome,
-            Declined::Overloaded => Self::Overloaded,
-            Declined::Damaged => Self::Damaged,
-            Declined::Malformed => Self::Malformed,
-        }
-    }
-}
-
-impl ReadFailure {
-    /// As clients are told.
-    pub fn code(self) -> ErrorCode {
-        match self {
-            Self::Timeout { .. } => ErrorCode::ReadTimeout,
-            Self::TooFew { reason, .. } => match reason {
-                Trouble::Unreachable | Trouble::NotRepaired | Trouble::Malformed => {
-                    ErrorCode::Unavailable
-                }
-                Trouble::NotHome => ErrorCode::WrongEpoch,
-                Trouble::Overloaded => ErrorCode::Overloaded,
-                Trouble::Damaged => ErrorCode::Damaged,
-            },
-        }
-    }
-}
-
-impl From<ReadFailure> for WireError {
-    fn from(failure: ReadFailure) -> Self {
-        Self::new(failure.code(), failure.to_string())
-    }
-}
-
-impl From<ReadValue> for Response {
-    fn from(value: ReadValue) -> Self {
-        match value {
-            ReadValue::Newest(event) => Self::Value { version: event.as_ref().map(version_of) },
-            ReadValue::Versions { events, more } => {
-                Self::History { versions: events.iter().map(version_of).collect(), more }
-            }
-            ReadValue::Page { rows, cursor } => {
-                let row = |event: &Event| wire::Row {
-                    key: Blob(event.key.clone()),
-                    version: version_of(event),
-                };
-                Self::Page {
-                    rows: rows.iter().map(row).collect(),
-                    cursor: cursor.map(|(partition, after)| wire::Cursor {
-                        partition,
-                        after: after.map(Blob),
-                    }),
-                }
-            }
-        }
-    }
-}
-
-/// An event as clients see it.
-pub fn version_of(event: &Event) -> wire::Version {
-    wire::Version {
-        stamp: WireStamp(event.stamp),
-        request: wire::RequestId { client: event.request.client, sequence: event.request.sequence },
-        action: match event.action {
-            Action::Put => wire::Action::Put,
-            Action::Delete => wire::Action::Delete,
-        },
-        payload: Blob(event.payload.clone()),
-    }
-}
-
 /// Where a replica stands in this read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
@@ -299,9 +157,7 @@ pub struct Read {
     /// Those of the candidates that have not been asked.
     waiting: VecDeque<NodeId>,
     replicas: SmallMap<NodeId, Replica>,
-    /// Questions and repairs without an answer, and whom they went to.
-    asks: SmallMap<AskId, NodeId>,
-    next_ask: u32,
+    asks: Asks,
     hedge_at: Option<Instant>,
     answered: bool,
     outputs: VecDeque<ReadOutput>,
@@ -326,10 +182,9 @@ impl Read {
             waiting: candidates.into(),
             hedge_at: Some(now.plus_ms(plan.hedge_ms)),
             replicas: SmallMap::with_capacity(plan.needed),
-            asks: SmallMap::with_capacity(plan.needed),
+            asks: Asks::with_capacity(plan.needed),
             outputs: VecDeque::with_capacity(plan.needed),
             plan,
-            next_ask: 0,
             answered: false,
         };
         for index in 0..read.plan.needed {
@@ -341,7 +196,7 @@ impl Read {
 
     /// A replica answered a question. Answers that were not waited for change nothing.
     pub fn handle_answer(&mut self, ask: AskId, answer: ReplicaAnswer) {
-        let Some(node) = self.asks.remove(&ask) else { return };
+        let Some(node) = self.asks.close(ask) else { return };
         if self.answered {
             return;
         }
@@ -354,7 +209,7 @@ impl Read {
 
     /// A replica took a repair (it is applied there, at the durability asked for), or did not.
     pub fn handle_repaired(&mut self, ask: AskId, taken: bool) {
-        let Some(node) = self.asks.remove(&ask) else { return };
+        let Some(node) = self.asks.close(ask) else { return };
         if self.answered {
             return;
         }
@@ -371,9 +226,7 @@ impl Read {
     /// There is no connection to `node` any more: what it was asked for will not come.
     pub fn handle_unreachable(&mut self, node: NodeId) {
         self.waiting.retain(|&waiting| waiting != node);
-        let outstanding = self.asks.values().any(|&asked| asked == node);
-        if outstanding && !self.answered {
-            self.asks.retain(|_, &mut asked| asked != node);
+        if !self.answered && self.asks.forget(node) {
             self.fail(node, Trouble::Unreachable);
         }
         self.invariants();
@@ -441,15 +294,8 @@ impl Read {
                 limit,
             },
         };
-        let ask = self.new_ask(to);
+        let ask = self.asks.open(to);
         self.outputs.push_back(ReadOutput::Ask { ask, to, query });
-    }
-
-    fn new_ask(&mut self, to: NodeId) -> AskId {
-        let ask = AskId(self.next_ask);
-        self.next_ask += 1;
-        self.asks.insert(ask, to);
-        ask
     }
 
     /// Takes note of what `node` has; an error if that is not an answer to the question.
@@ -664,7 +510,7 @@ impl Read {
             let replica = self.replicas.get_mut(&node).expect("listed above");
             replica.standing = Standing::Repairing;
             replica.events.extend(events.iter().map(|event| (event.stamp, event.clone())));
-            let ask = self.new_ask(node);
+            let ask = self.asks.open(node);
             self.outputs.push_back(ReadOutput::Repair { ask, to: node, events });
         }
     }
@@ -684,8 +530,7 @@ impl Read {
     }
 
     fn invariants(&self) {
-        assert!(self.asks.values().all(|node| self.replicas.contains_key(node)));
-        let outstanding = |node| self.asks.values().filter(|&&asked| asked == node).count();
+        assert!(self.asks.nodes().all(|node| self.replicas.contains_key(&node)));
         for (&node, replica) in self.replicas.iter() {
             let expected = match replica.standing {
                 Standing::Asked
@@ -694,7 +539,7 @@ impl Read {
                 | Standing::Repairing => 1,
                 Standing::Answered | Standing::Failed => 0,
             };
-            assert!(self.answered || outstanding(node) == expected, "{node}: {replica:?}");
+            assert!(self.answered || self.asks.count(node) == expected, "{node}: {replica:?}");
         }
         assert!(self.answered || !self.asks.is_empty(), "somebody is being waited for");
     }

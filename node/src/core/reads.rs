@@ -10,11 +10,12 @@ use starling_client::wire::{Cursor, Header, Level, PAGE_ROWS_MAX, Response, Wire
 use starling_clock::{NodeId, Stamp};
 use starling_storage::Provenance;
 
+use super::asks::AskId;
 use super::driver::Work;
 use super::error::Refusal;
 use super::flights::Questions;
 use super::keyspaces::Keyspace;
-use super::read::{AskId, Question, Read, ReadOutput, ReadPlan};
+use super::read::{Question, Read, ReadOutput, ReadPlan};
 use super::replica::ReplicaAnswer;
 use super::requests::Client;
 use super::scan::{Scan, ScanPlan, range_homes};

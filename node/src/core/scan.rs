@@ -23,8 +23,9 @@ use starling_client::wire::PAGE_BYTES_MAX;
 use starling_clock::NodeId;
 use starling_storage::{Action, Event, KeyspaceId};
 
+use super::asks::{AskId, Asks};
 use super::peer::ReadQuery;
-use super::read::{AskId, ReadFailure, ReadOutput, ReadValue, Trouble};
+use super::read::{ReadFailure, ReadOutput, ReadValue, Trouble};
 use super::replica::ReplicaAnswer;
 use super::small_map::SmallMap;
 use super::types::Instant;
@@ -133,9 +134,7 @@ pub struct Scan {
     /// Those of the candidates that have not been asked and are home of something.
     waiting: VecDeque<NodeId>,
     replicas: SmallMap<NodeId, Replica>,
-    /// Questions and repairs without an answer, and whom they went to.
-    asks: SmallMap<AskId, NodeId>,
-    next_ask: u32,
+    asks: Asks,
     hedge_at: Instant,
     answered: bool,
     outputs: VecDeque<ReadOutput>,
@@ -155,8 +154,7 @@ impl Scan {
         let mut scan = Self {
             waiting: plan.candidates.iter().copied().filter(useful).collect(),
             replicas: SmallMap::default(),
-            asks: SmallMap::default(),
-            next_ask: 0,
+            asks: Asks::default(),
             hedge_at: now.plus_ms(plan.hedge_ms),
             answered: false,
             outputs: VecDeque::new(),
@@ -169,7 +167,7 @@ impl Scan {
 
     /// A node answered a question. Answers that were not waited for change nothing.
     pub fn handle_answer(&mut self, ask: AskId, answer: ReplicaAnswer) {
-        let Some(node) = self.asks.remove(&ask) else { return };
+        let Some(node) = self.asks.close(ask) else { return };
         if self.answered {
             return;
         }
@@ -182,7 +180,7 @@ impl Scan {
 
     /// A node took a repair (it is applied there, at the durability asked for), or did not.
     pub fn handle_repaired(&mut self, ask: AskId, taken: bool) {
-        let Some(node) = self.asks.remove(&ask) else { return };
+        let Some(node) = self.asks.close(ask) else { return };
         if self.answered {
             return;
         }
@@ -199,9 +197,7 @@ impl Scan {
     /// There is no connection to `node` any more: what it was asked for will not come.
     pub fn handle_unreachable(&mut self, node: NodeId) {
         self.waiting.retain(|&waiting| waiting != node);
-        let outstanding = self.asks.values().any(|&asked| asked == node);
-        if outstanding && !self.answered {
-            self.asks.retain(|_, &mut asked| asked != node);
+        if !self.answered && self.asks.forget(node) {
             self.fail(node, Trouble::Unreachable);
         }
         self.invariants();
@@ -304,15 +300,8 @@ impl Scan {
             after: self.plan.after.clone().map(Blob),
             limit: self.plan.limit,
         };
-        let ask = self.new_ask(to);
+        let ask = self.asks.open(to);
         self.outputs.push_back(ReadOutput::Ask { ask, to, query });
-    }
-
-    fn new_ask(&mut self, to: NodeId) -> AskId {
-        let ask = AskId(self.next_ask);
-        self.next_ask += 1;
-        self.asks.insert(ask, to);
-        ask
     }
 
     /// Takes note of what `node` has; an error if that is not an answer to the question.
@@ -437,7 +426,7 @@ impl Scan {
                     Err(at) => replica.events.insert(at, event.clone()),
                 }
             }
-            let ask = self.new_ask(node);
+            let ask = self.asks.open(node);
             self.outputs.push_back(ReadOutput::Repair { ask, to: node, events: lacking });
         }
     }
@@ -449,13 +438,12 @@ impl Scan {
     }
 
     fn invariants(&self) {
-        let outstanding = |node| self.asks.values().filter(|&&asked| asked == node).count();
         for (&node, replica) in self.replicas.iter() {
             let expected = match replica.standing {
                 Standing::Asked | Standing::Slow | Standing::Repairing => 1,
                 Standing::Answered | Standing::Failed => 0,
             };
-            assert!(self.answered || outstanding(node) == expected, "{node}: {replica:?}");
+            assert!(self.answered || self.asks.count(node) == expected, "{node}: {replica:?}");
         }
         assert!(self.answered || !self.asks.is_empty(), "somebody is being waited for");
     }

@@ -58,7 +58,7 @@ impl Read {
                 descending: false,
                 limit,
             };
-            let ask = self.new_ask(to);
+            let ask = self.asks.open(to);
             self.outputs.push_back(ReadOutput::Ask { ask, to, query });
         }
     }

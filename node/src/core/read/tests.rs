@@ -1,7 +1,8 @@
 //! Reads over model replicas in any order of answers, failures and time-outs, and the cases worth a name.
 
 use proptest::prelude::*;
-use starling_storage::RequestId;
+use starling_client::wire::ErrorCode;
+use starling_storage::{Action, RequestId};
 
 use super::super::replica::Declined;
 use super::super::replica::testing::{KEYSPACE, Model, event, stamp};
