@@ -24,6 +24,7 @@ mod hints;
 mod identity;
 mod log;
 mod lsn;
+mod lz4;
 pub mod offline;
 mod packed;
 mod scrub;

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use starling_clock::mutation::{self, Mutation};
 
 use crate::event::{DecodeError, EVENT_SIZE_LIMIT, array};
-use crate::varint;
+use crate::{lz4, varint};
 
 /// Bytes before the payload.
 pub(crate) const FRAME_HEADER_SIZE: usize = 24;
@@ -199,11 +199,8 @@ fn compress(records: &[u8], out: &mut Vec<u8>) -> bool {
     let raw = u32::try_from(records.len()).expect("bounded by FRAME_RECORDS_SIZE_MAX");
     out.extend_from_slice(&raw.to_le_bytes());
     let start = out.len();
-    out.resize(start + lz4_flex::block::get_maximum_output_size(records.len()), 0);
-    let size = lz4_flex::block::compress_into(records, &mut out[start..]);
-    let size = size.expect("there is room for the worst case");
-    out.truncate(start + size);
-    size + records.len() / 8 <= records.len()
+    lz4::compress(records, out);
+    out.len() - start + records.len() / 8 <= records.len()
 }
 
 /// What a header says, before the checksum is checked.
@@ -293,9 +290,10 @@ fn decompress(payload: &[u8], records: &mut Vec<u8>) -> Result<(), DecodeError> 
         return Err(DecodeError::Corrupt("frame length"));
     }
     records.resize(raw, 0);
-    match lz4_flex::block::decompress_into(compressed, records) {
-        Ok(size) if size == raw => Ok(()),
-        _ => Err(DecodeError::Corrupt("compressed records")),
+    if lz4::decompress(compressed, records) {
+        Ok(())
+    } else {
+        Err(DecodeError::Corrupt("compressed records"))
     }
 }
 

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use starling_clock::mutation::{self, Mutation};
 
 use crate::event::{KEY_SIZE_MAX, PAYLOAD_SIZE_LIMIT};
+use crate::lz4;
 
 /// Bytes before the contents.
 pub(crate) const HEADER_SIZE: usize = 16;
@@ -37,6 +38,7 @@ pub(crate) enum Kind {
 }
 
 /// How the contents are stored. DO NOT CHANGE or reuse a number: they are on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Compression {
     None = 0,
@@ -64,18 +66,26 @@ pub(crate) struct Damaged;
 /// If the contents are over [`BLOCK_SIZE_MAX`].
 pub(crate) fn encode(kind: Kind, contents: &[u8], compress: bool, out: &mut Vec<u8>) {
     assert!(contents.len() <= BLOCK_SIZE_MAX);
-    let packed = compress.then(|| lz4_flex::block::compress(contents));
-    let packed = packed.filter(|packed| packed.len() + contents.len() / 8 <= contents.len());
-    let (compression, stored) = match &packed {
-        Some(packed) => (Compression::Lz4, packed.as_slice()),
-        None => (Compression::None, contents),
-    };
     let start = out.len();
-    out.extend_from_slice(&[0; 4]);
-    out.extend_from_slice(&length(stored).to_le_bytes());
-    out.extend_from_slice(&length(contents).to_le_bytes());
-    out.extend_from_slice(&[kind as u8, compression as u8, 0, 0]);
-    out.extend_from_slice(stored);
+    out.extend_from_slice(&[0; HEADER_SIZE]);
+    let stored = out.len();
+    let mut compression = Compression::None;
+    if compress {
+        lz4::compress(contents, out);
+        if out.len() - stored + contents.len() / 8 <= contents.len() {
+            compression = Compression::Lz4;
+        } else {
+            out.truncate(stored);
+        }
+    }
+    if compression == Compression::None {
+        out.extend_from_slice(contents);
+    }
+    let stored = length(&out[stored..]);
+    let header = &mut out[start..start + HEADER_SIZE];
+    header[4..8].copy_from_slice(&stored.to_le_bytes());
+    header[8..12].copy_from_slice(&length(contents).to_le_bytes());
+    (header[12], header[13]) = (kind as u8, compression as u8);
     let crc = crc32c::crc32c(&out[start + 4..]);
     out[start..start + 4].copy_from_slice(&crc.to_le_bytes());
 }
@@ -131,8 +141,7 @@ fn decompress(stored: &[u8], raw: usize) -> Result<Bytes, Damaged> {
         return Err(Damaged);
     }
     let mut contents = vec![0; raw];
-    let size = lz4_flex::block::decompress_into(stored, &mut contents).map_err(|_| Damaged)?;
-    if size == raw { Ok(contents.into()) } else { Err(Damaged) }
+    if lz4::decompress(stored, &mut contents) { Ok(contents.into()) } else { Err(Damaged) }
 }
 
 fn length(bytes: &[u8]) -> u32 {
