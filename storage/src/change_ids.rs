@@ -337,7 +337,7 @@ impl IndexPlace {
     }
 
     /// The length of the file.
-    fn end(self) -> u64 {
+    pub(crate) fn end(self) -> u64 {
         let ids = self.entries.saturating_mul(ENTRY_SIZE as u64);
         ids.saturating_add(self.pages() * PAGE_HEADER_SIZE as u64).saturating_add(self.offset)
     }

@@ -23,8 +23,8 @@ use crate::log::{
 use crate::{Change, Config, Disk, DiskFile, Error, packed};
 
 pub(crate) const DIR: &str = "changes";
-/// A segment is ended when it has so many changes, however small they are: their ids are in memory.
-const SEGMENT_CHANGES_MAX: usize = 1 << 20;
+/// A segment is ended when it has so many changes, however small they are: their ids are in memory, 8 bytes each.
+const SEGMENT_CHANGES_MAX: usize = 1 << 18;
 /// The buffer of `log_buffer_bytes_max` is written in about so many writes.
 pub(crate) const WRITES_PER_BUFFER: usize = 8;
 
@@ -140,7 +140,8 @@ impl<D: Disk> ChangeLog<D> {
 
     /// Bytes on disk and in memory.
     pub(crate) fn bytes(&self) -> u64 {
-        self.log.bytes()
+        let indexes: u64 = self.sealed.values().map(|(_, place)| place.end()).sum();
+        self.log.bytes() + indexes
     }
 
     /// Bytes that wait for the sync of the write-ahead log.
@@ -316,7 +317,7 @@ impl<D: Disk> ChangeLog<D> {
         // The newest segment stays: it knows the sequence to go on with.
         let newest = self.log.segments() < 2;
         let old = head.sealed_ms.saturating_add(self.age_ms_max) < now_ms;
-        if newest || !(old || self.bytes_max < self.log.bytes()) {
+        if newest || !(old || self.bytes_max < self.bytes()) {
             return Ok(false);
         }
         let first = *first;

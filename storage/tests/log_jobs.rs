@@ -64,6 +64,21 @@ fn a_sync_shows_what_was_there_when_it_was_begun() {
 }
 
 #[test]
+fn a_memtable_that_waits_for_its_flush_waits_for_fewer_syncs() {
+    let disk = SimDisk::new(1);
+    let mut storage = open(&disk);
+    let (sync, alone) = until_job(&mut storage, SYNC, 0);
+    finish(&mut storage, sync);
+    storage.rotate().unwrap();
+    let flush = storage.begin_job(1).unwrap();
+    assert!(flush.is_flush());
+    let (sync, end) = until_job(&mut storage, SYNC, alone);
+    assert!(2 * alone - 2 <= end - alone, "{alone} events, then {}", end - alone);
+    finish(&mut storage, sync);
+    finish(&mut storage, flush);
+}
+
+#[test]
 fn what_a_sync_has_shown_outlives_the_power() {
     let disk = SimDisk::new(1);
     let mut storage = open(&disk);

@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
 use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 
@@ -366,14 +366,20 @@ impl Shared {
         }
     }
 
-    /// One step of the job that is out and comes first; takes new ones in, and back those that are done.
+    /// One step of the job that is out and comes first; takes new ones in, and back those that are done. While there are jobs it
+    /// does not wait for a writer to look for others: a node's thread for jobs does not either.
     fn step_background(
         &self,
         jobs: &mut Vec<Job<OsDisk>>,
         stop: bool,
     ) -> Result<Progress, starling_storage::Error> {
-        if !stop {
-            let mut storage = lock(&self.storage);
+        let storage = match self.storage.try_lock() {
+            _ if stop => None,
+            Err(TryLockError::WouldBlock) if !jobs.is_empty() => None,
+            Err(_) => Some(lock(&self.storage)),
+            Ok(storage) => Some(storage),
+        };
+        if let Some(mut storage) = storage {
             jobs.extend(std::iter::from_fn(|| storage.begin_job(NOW_MS)));
         }
         let first = (0..jobs.len()).min_by_key(|&index| jobs[index].rank()).unwrap_or(0);

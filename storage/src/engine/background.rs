@@ -66,7 +66,10 @@ impl<D: Disk> Storage<D> {
             return Some(Job { task: Task::Tree(Box::new(job)) });
         }
         let staged = self.changes.staged_bytes() + self.hints.staged_bytes();
-        if self.config.log_buffer_bytes_max / 2 <= staged
+        // A flush that waits for many syncs holds up writers, and keeps a memtable in memory for longer.
+        let waits = 0 < self.tree.frozen();
+        let enough = self.config.log_buffer_bytes_max / if waits { 1 } else { 2 };
+        if enough <= staged
             && let Some(sync) = self.wal.begin_sync()
         {
             self.changes.set_aside();

@@ -18,6 +18,8 @@
 //!   one arena, and no number of it goes anywhere else: each reference is to a node of that arena.
 //! - Blocks grow with the arena, up to [`BLOCK_SIZE`]; a value of [`APART_SIZE_MIN`] bytes or more is an allocation of
 //!   its own, so that little is left over at a block's end.
+//! - The largest blocks are had from the system and given back to it as such: what a memtable took is free for others as soon
+//!   as it is dropped, whatever the allocator would keep.
 //!
 //! It knows nothing of order; `leaves.rs` does. Under loom each node has a cell beside its bytes, so that a read that
 //! is not ordered after the write is found.
@@ -202,6 +204,8 @@ unsafe impl Send for Bump {}
 /// What owns memory that nodes point into; freed with the arena.
 enum Owned {
     Block(NonNull<Unit>, Layout),
+    /// Of [`BLOCK_SIZE`].
+    Mapped(NonNull<Unit>),
     Value(*mut [u8]),
 }
 
@@ -331,15 +335,12 @@ impl Arena {
         let grown = (bump.total() / GROWTH).next_power_of_two();
         let block_size =
             grown.clamp(FIRST_BLOCK_SIZE.max(UNIT + size), BLOCK_SIZE).next_multiple_of(UNIT);
-        let align = if block_size == BLOCK_SIZE { BLOCK_SIZE } else { UNIT };
-        let layout = Layout::from_size_align(block_size, align).expect("a power of two");
-        // SAFETY: the layout is not empty.
-        let block = NonNull::new(unsafe { alloc::alloc(layout) }).map(NonNull::cast::<Unit>);
-        let block = block.unwrap_or_else(|| alloc::handle_alloc_error(layout));
-        if block_size == BLOCK_SIZE {
-            ask_for_huge_page(block);
-        }
-        owned.push(Owned::Block(block, layout));
+        let mapped = if block_size == BLOCK_SIZE { map_block() } else { None };
+        let block = mapped.unwrap_or_else(|| allocate(block_size));
+        owned.push(match mapped {
+            Some(block) => Owned::Mapped(block),
+            None => Owned::Block(block, layout_of(block_size)),
+        });
         let start = block.as_ptr();
         leaf[number as usize % LEAF_BLOCKS].store(start, Ordering::Release);
         bump.filled += bump.size;
@@ -378,14 +379,54 @@ fn prefetch_at<T>(at: *const T) {
     let _ = at;
 }
 
-/// Walks over many blocks spend a good part of their time in looking up pages: one huge page a block spares most of it
-/// (a fifth of a search). It is a wish; nothing depends on it.
-fn ask_for_huge_page(block: NonNull<Unit>) {
+fn layout_of(block_size: usize) -> Layout {
+    Layout::from_size_align(block_size, UNIT).expect("a block is small")
+}
+
+fn allocate(block_size: usize) -> NonNull<Unit> {
+    let layout = layout_of(block_size);
+    // SAFETY: the layout is not empty.
+    let block = NonNull::new(unsafe { alloc::alloc(layout) }).map(NonNull::cast::<Unit>);
+    block.unwrap_or_else(|| alloc::handle_alloc_error(layout))
+}
+
+/// A block of [`BLOCK_SIZE`] that is the system's, on a huge page of its own if there is one: walks over many blocks spend a
+/// good part of their time in looking up pages, and one page a block spares most of it (a fifth of a search). `None` where
+/// that is not to be had.
+#[cfg(all(target_os = "linux", not(miri)))]
+fn map_block() -> Option<NonNull<Unit>> {
+    use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new mapping, which is nobody else's, twice as large as the block: that lies in it, aligned as huge pages are.
+    // What is before and behind it is given back, and nothing points there. The advice changes no memory.
+    unsafe {
+        let whole = mmap_anonymous(ptr::null_mut(), 2 * BLOCK_SIZE, access, MapFlags::PRIVATE);
+        let whole = whole.ok()?;
+        let before = whole.align_offset(BLOCK_SIZE);
+        let start = whole.byte_add(before);
+        if 0 < before {
+            let _ = munmap(whole, before);
+        }
+        let _ = munmap(start.byte_add(BLOCK_SIZE), BLOCK_SIZE - before);
+        let _ = madvise(start, BLOCK_SIZE, Advice::LinuxHugepage);
+        NonNull::new(start.cast())
+    }
+}
+
+#[cfg(not(all(target_os = "linux", not(miri))))]
+fn map_block() -> Option<NonNull<Unit>> {
+    None
+}
+
+/// Gives a block of [`map_block`] back.
+///
+/// # Safety
+/// It is one, and nothing points to it any more.
+unsafe fn unmap_block(block: NonNull<Unit>) {
     #[cfg(all(target_os = "linux", not(miri)))]
-    {
-        use rustix::mm::{Advice, madvise};
-        // SAFETY: the whole pages of a block that was just allocated; the advice changes no memory.
-        let _ = unsafe { madvise(block.as_ptr().cast(), BLOCK_SIZE, Advice::LinuxHugepage) };
+    // SAFETY: as the caller says. It cannot fail for a mapping that is there.
+    unsafe {
+        let _ = rustix::mm::munmap(block.as_ptr().cast(), BLOCK_SIZE);
     }
     #[cfg(not(all(target_os = "linux", not(miri))))]
     let _ = block;
@@ -402,11 +443,12 @@ impl Drop for Arena {
     fn drop(&mut self) {
         let Ok(owned) = self.owned.get_mut() else { return };
         for owned in owned.drain(..) {
-            // SAFETY: each came from `alloc` with this layout, or from `Box::into_raw`, and is freed here only. No node of
-            // this arena is borrowed any more, and nothing in a block has to be dropped.
+            // SAFETY: each came from `alloc` with this layout, from `map_block`, or from `Box::into_raw`, and is freed here only.
+            // No node of this arena is borrowed any more, and nothing in a block has to be dropped.
             unsafe {
                 match owned {
                     Owned::Block(block, layout) => alloc::dealloc(block.as_ptr().cast(), layout),
+                    Owned::Mapped(block) => unmap_block(block),
                     Owned::Value(value) => drop(Box::from_raw(value)),
                 }
             }

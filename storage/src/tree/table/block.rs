@@ -8,9 +8,12 @@
 //!
 //! This file does no IO and does not know what is in a block: `entries.rs` does.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use starling_clock::mutation::{self, Mutation};
 
+use super::buffers::Buffers;
 use crate::event::{KEY_SIZE_MAX, PAYLOAD_SIZE_LIMIT};
 use crate::lz4;
 
@@ -90,14 +93,15 @@ pub(crate) fn encode(kind: Kind, contents: &[u8], compress: bool, out: &mut Vec<
     out[start..start + 4].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// The contents of the block that `bytes` is, all of it. What is not compressed shares the buffer.
+/// The contents of the block that `bytes` is, all of it. What is not compressed shares the buffer if it is large.
 ///
 /// # Errors
 /// [`Damaged`] if the bytes are not a block of this kind, whole and as it was written.
-pub(crate) fn decode(kind: Kind, bytes: &Bytes) -> Result<Bytes, Damaged> {
+pub(crate) fn decode(kind: Kind, bytes: &Bytes, buffers: &Arc<Buffers>) -> Result<Bytes, Damaged> {
     match open(kind, bytes)? {
-        (stored, None) => Ok(bytes.slice_ref(stored)),
-        (stored, Some(raw)) => decompress(stored, raw),
+        (stored, None) if buffers.is_large(stored.len()) => Ok(bytes.slice_ref(stored)),
+        (stored, None) => copy(stored, buffers),
+        (stored, Some(raw)) => decompress(stored, raw, buffers),
     }
 }
 
@@ -105,10 +109,14 @@ pub(crate) fn decode(kind: Kind, bytes: &Bytes) -> Result<Bytes, Damaged> {
 ///
 /// # Errors
 /// As [`decode`].
-pub(crate) fn decode_copy(kind: Kind, bytes: &[u8]) -> Result<Bytes, Damaged> {
+pub(crate) fn decode_copy(
+    kind: Kind,
+    bytes: &[u8],
+    buffers: &Arc<Buffers>,
+) -> Result<Bytes, Damaged> {
     match open(kind, bytes)? {
-        (stored, None) => Ok(Bytes::copy_from_slice(stored)),
-        (stored, Some(raw)) => decompress(stored, raw),
+        (stored, None) => copy(stored, buffers),
+        (stored, Some(raw)) => decompress(stored, raw, buffers),
     }
 }
 
@@ -135,13 +143,24 @@ fn open(kind: Kind, bytes: &[u8]) -> Result<(&[u8], Option<usize>), Damaged> {
     }
 }
 
-fn decompress(stored: &[u8], raw: usize) -> Result<Bytes, Damaged> {
+fn copy(stored: &[u8], buffers: &Arc<Buffers>) -> Result<Bytes, Damaged> {
+    buffers.filled(stored.len(), |contents| {
+        contents.copy_from_slice(stored);
+        Ok(())
+    })
+}
+
+fn decompress(stored: &[u8], raw: usize, buffers: &Arc<Buffers>) -> Result<Bytes, Damaged> {
     // No byte of lz4 stands for more than 255: what claims more is refused before memory is taken for it.
     if stored.len().saturating_mul(255) < raw {
         return Err(Damaged);
     }
-    let mut contents = vec![0; raw];
-    if lz4::decompress(stored, &mut contents) { Ok(contents.into()) } else { Err(Damaged) }
+    buffers.filled(
+        raw,
+        |contents| {
+            if lz4::decompress(stored, contents) { Ok(()) } else { Err(Damaged) }
+        },
+    )
 }
 
 fn length(bytes: &[u8]) -> u32 {
@@ -159,6 +178,10 @@ mod tests {
 
     use super::*;
 
+    fn buffers() -> Arc<Buffers> {
+        Arc::new(Buffers::new(512))
+    }
+
     #[test]
     fn compresses_what_compresses() {
         let (mut zeros, mut noise) = (Vec::new(), Vec::new());
@@ -169,8 +192,8 @@ mod tests {
         encode(Kind::Data, &random, true, &mut noise);
         assert!(zeros.len() < 200);
         assert_eq!(noise.len(), HEADER_SIZE + 8192);
-        assert_eq!(decode(Kind::Data, &zeros.into()), Ok(vec![0; 8192].into()));
-        assert_eq!(decode(Kind::Data, &noise.into()), Ok(random.into()));
+        assert_eq!(decode(Kind::Data, &zeros.into(), &buffers()), Ok(vec![0; 8192].into()));
+        assert_eq!(decode(Kind::Data, &noise.into(), &buffers()), Ok(random.into()));
     }
 
     proptest! {
@@ -179,11 +202,11 @@ mod tests {
             let mut bytes = Vec::new();
             encode(Kind::Index, &contents, compress, &mut bytes);
             let bytes = Bytes::from(bytes);
-            prop_assert_eq!(decode_copy(Kind::Index, &bytes), Ok(contents.clone().into()));
-            prop_assert_eq!(decode(Kind::Index, &bytes), Ok(contents.into()));
-            prop_assert_eq!(decode(Kind::Data, &bytes), Err(Damaged));
+            prop_assert_eq!(decode_copy(Kind::Index, &bytes, &buffers()), Ok(contents.clone().into()));
+            prop_assert_eq!(decode(Kind::Index, &bytes, &buffers()), Ok(contents.into()));
+            prop_assert_eq!(decode(Kind::Data, &bytes, &buffers()), Err(Damaged));
             for cut in 0..bytes.len() {
-                prop_assert_eq!(decode(Kind::Index, &bytes.slice(..cut)), Err(Damaged));
+                prop_assert_eq!(decode(Kind::Index, &bytes.slice(..cut), &buffers()), Err(Damaged));
             }
         }
 
@@ -196,7 +219,7 @@ mod tests {
             encode(Kind::Data, &contents, compress, &mut bytes);
             let at = at.index(bytes.len());
             bytes[at] ^= 1 << bit;
-            prop_assert_eq!(decode(Kind::Data, &bytes.into()), Err(Damaged));
+            prop_assert_eq!(decode(Kind::Data, &bytes.into(), &buffers()), Err(Damaged));
         }
     }
 }

@@ -12,13 +12,14 @@ use std::sync::Arc;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
 
+use super::buffers::Buffers;
 use super::entries::Entries;
 use super::section::Section;
 
 /// Locks that the cache is divided among.
 const SHARDS: usize = 8;
-/// What a cached block costs beside its bytes.
-const BLOCK_OVERHEAD: u64 = 128;
+/// What a cached block costs beside its bytes: what owns the buffer, what is known of the entries, the place in the cache.
+const BLOCK_OVERHEAD: u64 = 208;
 
 /// Where a block is from: table and offset.
 type BlockKey = (u64, u64);
@@ -31,9 +32,9 @@ pub(crate) enum CachedBlock {
 }
 
 impl CachedBlock {
-    fn size(&self) -> usize {
+    fn size(&self, buffers: &Buffers) -> usize {
         match self {
-            Self::Entries(entries) => entries.size(),
+            Self::Entries(entries) => buffers.rounded(entries.size()),
             Self::Section(section) => section.size(),
         }
     }
@@ -42,6 +43,7 @@ impl CachedBlock {
 /// Decoded blocks.
 pub(crate) struct BlockCache {
     cache: Cache<BlockKey, CachedBlock, BlockWeighter, BuildHasherDefault<BlockHasher>>,
+    buffers: Arc<Buffers>,
 }
 
 impl BlockCache {
@@ -56,7 +58,14 @@ impl BlockCache {
             .expect("capacity and item count are set");
         let hasher = BuildHasherDefault::default();
         let lifecycle = DefaultLifecycle::default();
-        Self { cache: Cache::with_options(options, BlockWeighter, hasher, lifecycle) }
+        let buffers = Arc::new(Buffers::new(block_bytes));
+        let weighter = BlockWeighter { buffers: Arc::clone(&buffers) };
+        Self { cache: Cache::with_options(options, weighter, hasher, lifecycle), buffers }
+    }
+
+    /// What blocks are read into.
+    pub(crate) fn buffers(&self) -> &Arc<Buffers> {
+        &self.buffers
     }
 
     pub(crate) fn get(&self, table: u64, offset: u64) -> Option<CachedBlock> {
@@ -74,11 +83,13 @@ impl BlockCache {
 }
 
 #[derive(Clone)]
-struct BlockWeighter;
+struct BlockWeighter {
+    buffers: Arc<Buffers>,
+}
 
 impl Weighter<BlockKey, CachedBlock> for BlockWeighter {
     fn weight(&self, _key: &BlockKey, block: &CachedBlock) -> u64 {
-        block.size() as u64 + BLOCK_OVERHEAD
+        block.size(&self.buffers) as u64 + BLOCK_OVERHEAD
     }
 }
 
@@ -134,6 +145,13 @@ mod tests {
         assert!(cache.get(1, 0).is_some());
         assert!(cache.get(1, 1).is_none());
         assert!(cache.get(2, 0).is_none());
+    }
+
+    #[test]
+    fn a_block_counts_with_the_buffer_that_it_is_in() {
+        let cache = BlockCache::new(1 << 20, 4 << 10);
+        cache.insert(1, 0, block(3700));
+        assert_eq!(cache.bytes(), (4 << 10) + BLOCK_OVERHEAD);
     }
 
     #[test]

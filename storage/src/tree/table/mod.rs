@@ -7,6 +7,7 @@
 
 mod block;
 mod bloom;
+mod buffers;
 mod builder;
 mod cache;
 mod cursor;

@@ -89,7 +89,8 @@ impl Readahead {
         }
         let at = usize::try_from(handle.offset - self.start).expect("within the window");
         let bytes = &self.window[at..at + handle.length as usize];
-        block::decode_copy(Kind::Data, bytes).map(Some).map_err(|_| table.damaged(handle))
+        let contents = block::decode_copy(Kind::Data, bytes, table.buffers());
+        contents.map(Some).map_err(|_| table.damaged(handle))
     }
 
     fn has(&self, handle: Handle) -> bool {

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use starling_clock::Stamp;
 
 use super::block::{self, Damaged, Kind};
+use super::buffers::Buffers;
 use super::cache::{BlockCache, CachedBlock};
 use super::cursor::TableCursor;
 use super::entries::{Entries, EntriesBlock, Found};
@@ -94,7 +95,8 @@ impl<F: DiskFile> Table<F> {
             return Err(Error::corrupt(&path, size, "the table's number"));
         }
         let damaged = |_| Error::corrupt(&path, footer.sections.offset, "a table block");
-        let contents = read_block(&file, &path, size, footer.sections, Kind::Sections)?;
+        let contents =
+            read_block(&file, (&path, size), footer.sections, Kind::Sections, cache.buffers())?;
         let (sections, upper) = sections(contents).map_err(damaged)?;
         Ok(Self {
             number,
@@ -303,10 +305,15 @@ impl<F: DiskFile> Table<F> {
             None => {}
         }
         let whole = at.whole().ok_or_else(|| self.damaged(at.filter))?;
-        let mut filter = read_bytes(&self.file, &self.path, self.size, whole)?;
-        let index = filter.split_off(at.filter.length as usize);
-        let filter = block::decode(Kind::Filter, &filter).map_err(|_| self.damaged(at.filter))?;
-        let index = block::decode(Kind::Index, &index).map_err(|_| self.damaged(at.index))?;
+        let buffers = self.buffers();
+        let whole = read_bytes(&self.file, (&self.path, self.size), whole, buffers)?;
+        // The filter is a copy, or it would keep the bytes of the index too.
+        let (filter, index) =
+            (whole.slice(..at.filter.length as usize), whole.slice(at.filter.length as usize..));
+        let filter = block::decode_copy(Kind::Filter, &filter, buffers);
+        let filter = filter.map_err(|_| self.damaged(at.filter))?;
+        let index = block::decode(Kind::Index, &index, buffers);
+        let index = index.map_err(|_| self.damaged(at.index))?;
         let section = Section::new(filter, index).map_err(|_| self.damaged(at.index))?;
         let section = Arc::new(section);
         if keep {
@@ -365,12 +372,18 @@ impl<F: DiskFile> Table<F> {
     }
 
     fn read(&self, handle: Handle, kind: Kind, keep: bool) -> Result<Entries, Error> {
-        let contents = read_block(&self.file, &self.path, self.size, handle, kind)?;
+        let contents =
+            read_block(&self.file, (&self.path, self.size), handle, kind, self.buffers())?;
         let entries = EntriesBlock::open(contents).map_err(|_| self.damaged(handle))?;
         if keep {
             self.cache.insert(self.number, handle.offset, CachedBlock::Entries(entries.clone()));
         }
         Ok(entries)
+    }
+
+    /// What its blocks are read into.
+    pub(super) fn buffers(&self) -> &Arc<Buffers> {
+        self.cache.buffers()
     }
 
     /// The file, in the data directory.
@@ -398,31 +411,32 @@ pub(super) fn sections(contents: Bytes) -> Result<(Index<SectionHandle>, Box<[u8
 /// The contents of the block at `handle`, from the file.
 pub(super) fn read_block<F: DiskFile>(
     file: &F,
-    path: &str,
-    size: u64,
+    (path, size): (&str, u64),
     handle: Handle,
     kind: Kind,
+    buffers: &Arc<Buffers>,
 ) -> Result<Bytes, Error> {
-    let bytes = read_bytes(file, path, size, handle)?;
+    let bytes = read_bytes(file, (path, size), handle, buffers)?;
     let damaged = |_| Error::corrupt(path, handle.offset, "a table block");
-    block::decode(kind, &bytes).map_err(damaged)
+    block::decode(kind, &bytes, buffers).map_err(damaged)
 }
 
 /// What lies at `handle`, from the file.
 pub(super) fn read_bytes<F: DiskFile>(
     file: &F,
-    path: &str,
-    size: u64,
+    (path, size): (&str, u64),
     handle: Handle,
+    buffers: &Arc<Buffers>,
 ) -> Result<Bytes, Error> {
     let damaged = || Error::corrupt(path, handle.offset, "a table block");
     let end = handle.offset.checked_add(u64::from(handle.length));
     if end.is_none_or(|end| size < end) {
         return Err(damaged());
     }
-    let mut bytes = vec![0; handle.length as usize];
-    let read = file.read_full_at(&mut bytes, handle.offset).map_err(Error::io("read", path))?;
-    if read == bytes.len() { Ok(bytes.into()) } else { Err(damaged()) }
+    buffers.filled(handle.length as usize, |bytes| {
+        let read = file.read_full_at(bytes, handle.offset).map_err(Error::io("read", path))?;
+        if read == bytes.len() { Ok(()) } else { Err(damaged()) }
+    })
 }
 
 /// The stamp of what a search for `target` found, which is of the same key; `None` if it is no event.

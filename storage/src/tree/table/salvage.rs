@@ -7,9 +7,12 @@
 //!   their lengths. Nothing is guessed from bytes that happen to look like a block: what a client wrote could be made to.
 //! - What is not given is told with its place. Memory is one block, one index, and the list of sections.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
-use super::block::{self, HEADER_SIZE, Kind};
+use super::block::{HEADER_SIZE, Kind};
+use super::buffers::Buffers;
 use super::entries::{EntriesBlock, EntriesCursor};
 use super::footer::{Bounds, Handle};
 use super::index::Index;
@@ -19,6 +22,9 @@ use crate::disk::{Disk, DiskFile};
 use crate::error::Error;
 use crate::tree::internal_key;
 use crate::tree::stored::StoredRef;
+
+/// Blocks have about so many bytes. Others take a little longer.
+const BLOCK_BYTES: usize = 4 << 10;
 
 /// What lies in the table, in the order of the file.
 pub(crate) enum Salvaged<'a> {
@@ -47,7 +53,8 @@ pub(crate) fn salvage<D: Disk>(
     // What was appended to a table is no part of it; what was cut off has taken the footer along.
     let size = size.min(length);
     let footer = read_footer(&file, &path, size).ok().filter(|footer| footer.table == number);
-    let mut walk = Salvage { file, path, size, last: Vec::new() };
+    let buffers = Arc::new(Buffers::new(BLOCK_BYTES));
+    let mut walk = Salvage { file, path, size, buffers, last: Vec::new() };
     let Some(footer) = footer else {
         walk.chain(0, size, visit)?;
         return Ok(None);
@@ -75,26 +82,32 @@ struct Salvage<F> {
     file: F,
     path: String,
     size: u64,
+    buffers: Arc<Buffers>,
     /// Internal key of the last event that was given.
     last: Vec<u8>,
 }
 
 impl<F: DiskFile> Salvage<F> {
+    /// The contents of a good block.
+    fn read(&self, at: Handle, kind: Kind) -> Option<Bytes> {
+        read_block(&self.file, (&self.path, self.size), at, kind, &self.buffers).ok()
+    }
+
     /// Where the sections lie.
     fn sections(&self, at: Handle) -> Option<Index<SectionHandle>> {
-        let contents = read_block(&self.file, &self.path, self.size, at, Kind::Sections).ok()?;
+        let contents = self.read(at, Kind::Sections)?;
         sections(contents).ok().map(|(sections, _)| sections)
     }
 
     /// The data blocks of one section, which lie from `start` to `end`.
     fn section(&mut self, start: u64, at: Handle, end: u64, visit: Visit<'_>) -> Result<(), Error> {
-        let contents = read_block(&self.file, &self.path, self.size, at, Kind::Index).ok();
+        let contents = self.read(at, Kind::Index);
         let index = contents.and_then(|contents| Index::new(contents, Handle::from_bytes).ok());
         let Some(index) = index else { return self.chain(start, end, visit) };
         for place in 0..index.len() {
             let handle = *index.value(place);
-            let block = read_block(&self.file, &self.path, self.size, handle, Kind::Data);
-            self.data(handle.offset, block.ok(), visit)?;
+            let block = self.read(handle, Kind::Data);
+            self.data(handle.offset, block, visit)?;
         }
         Ok(())
     }
@@ -121,7 +134,8 @@ impl<F: DiskFile> Salvage<F> {
     fn block_at(&self, offset: u64, end: u64) -> Option<(Kind, u64, Bytes)> {
         let envelope_size = u32::try_from(HEADER_SIZE).expect("a few bytes");
         let envelope = Handle { offset, length: envelope_size };
-        let header = read_bytes(&self.file, &self.path, self.size, envelope).ok()?;
+        let header =
+            read_bytes(&self.file, (&self.path, self.size), envelope, &self.buffers).ok()?;
         let stored = u32::from_le_bytes(*header[4..].first_chunk()?);
         let length = stored.checked_add(envelope_size)?;
         if end < offset.checked_add(u64::from(length))? {
@@ -129,9 +143,8 @@ impl<F: DiskFile> Salvage<F> {
         }
         let kinds = [Kind::Data, Kind::Index, Kind::Filter, Kind::Sections, Kind::Partitions];
         let kind = kinds.into_iter().find(|kind| *kind as u8 == header[12])?;
-        let bytes =
-            read_bytes(&self.file, &self.path, self.size, Handle { offset, length }).ok()?;
-        Some((kind, u64::from(length), block::decode(kind, &bytes).ok()?))
+        let contents = self.read(Handle { offset, length }, kind)?;
+        Some((kind, u64::from(length), contents))
     }
 
     /// The events of a data block; `None` if it is damaged.
