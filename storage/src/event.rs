@@ -130,9 +130,9 @@ impl EventId<'_> {
         let mut bytes = [0; 128];
         let (head, size) = (keyspace.len(), keyspace.len() + self.key.len());
         if let Some(piece) = bytes.get_mut(..size + stamp.len()) {
-            piece[..head].copy_from_slice(&keyspace);
+            put_array(piece, 0, keyspace);
             piece[head..size].copy_from_slice(self.key);
-            piece[size..].copy_from_slice(&stamp);
+            put_array(piece, size, stamp);
             return xxhash_rust::xxh3::xxh3_64(piece);
         }
         let mut hasher = xxhash_rust::xxh3::Xxh3Default::new();
@@ -316,6 +316,15 @@ impl Event {
 /// If they are not there: the caller has checked the length.
 pub(crate) fn array<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
     *bytes[offset..].first_chunk().expect("the caller checked the length")
+}
+
+/// Writes `N` bytes to `bytes` from `offset` on: moves of a known size, where `copy_from_slice` may be a call.
+///
+/// # Panics
+/// If there is no room for them.
+#[inline]
+pub(crate) fn put_array<const N: usize>(bytes: &mut [u8], offset: usize, field: [u8; N]) {
+    *bytes[offset..].first_chunk_mut().expect("there is room") = field;
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@
 use bytes::Bytes;
 use starling_clock::{HybridTime, NodeId, Stamp};
 
-use crate::event::{DecodeError, EventRef, array};
+use crate::event::{DecodeError, EventRef, array, put_array};
 use crate::{
     Action, Event, KEY_SIZE_MAX, KeyspaceId, PAYLOAD_SIZE_LIMIT, Provenance, RequestId, varint,
 };
@@ -34,7 +34,7 @@ impl Head {
     }
 
     fn put<const N: usize>(&mut self, field: [u8; N]) {
-        self.bytes[self.size..self.size + N].copy_from_slice(&field);
+        put_array(&mut self.bytes, self.size, field);
         self.size += N;
     }
 

@@ -7,6 +7,7 @@ mod api;
 mod data;
 #[cfg(feature = "fjall")]
 mod fjall;
+mod group_commit;
 mod measure;
 #[cfg(feature = "redb")]
 mod redb;

@@ -3,20 +3,19 @@
 //!
 //! Invariants:
 //!
-//! - Writes that wait while a commit is under way are the next commit; the first of them to see it end makes it. A writer that is
-//!   alone commits at once, on its own thread.
+//! - Writes that wait while a commit is under way are the next commit (`group_commit.rs`). A writer that is alone commits at once,
+//!   on its own thread.
 //! - A write is answered after its commit, and after a view that shows it was published.
 //! - While every place for a memtable is taken, writers wait for a flush to end.
 //!
 //! All keys are in one partition of one keyspace, so that a scan is in the order of keys, as the peers' are. The change log is
 //! kept, the peers have none.
 
-use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
-use std::thread::{JoinHandle, Thread};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use starling_clock::{HybridTime, NodeId, Stamp};
@@ -26,6 +25,7 @@ use starling_storage::{
 };
 
 use super::api::{Change, Durability, Engine, EngineError, Range, Reader, Settings, Visit};
+use super::group_commit::{GroupCommit, Takes};
 
 const NAME: &str = "starling";
 const NODE: NodeId = NodeId(1);
@@ -34,10 +34,8 @@ const KEYSPACE: KeyspaceId = KeyspaceId(1);
 /// The packed time of the first event: 2026. Time is a counter here, which no system clock can put back.
 const BEGINNING: u64 = HybridTime::new(NOW_MS, 0).packed();
 const NOW_MS: u64 = 1_767_225_600_000;
-/// Rounds that a writer waits without sleep for a commit without sync: that is a matter of microseconds.
-const SPINS: u32 = 256;
 /// After so many bytes of commits the background looks for work.
-const WAKE_BYTES: u64 = 1 << 20;
+const WAKE_BYTES: usize = 1 << 20;
 /// And after so long.
 const WAKE_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -48,16 +46,12 @@ struct Starling {
 
 /// What writers, readers and the background share.
 struct Shared {
-    storage: Mutex<Storage<OsDisk>>,
+    storage: Mutex<Driven>,
     /// Told when a job ended, for writers that wait for room.
     room: Condvar,
-    queue: Mutex<Queue>,
-    /// Tickets up to here are answered.
-    done: AtomicU64,
-    /// A commit has failed, `Queue::failed` says how.
-    failed: AtomicBool,
-    committing: AtomicBool,
-    committed_bytes: AtomicU64,
+    writes: GroupCommit<Write>,
+    /// The packed time of the newest event.
+    newest: AtomicU64,
     view: Mutex<View<OsDisk>>,
     /// Counts published views.
     published: AtomicU64,
@@ -66,18 +60,13 @@ struct Shared {
     work: Condvar,
 }
 
-/// Writes that wait for the commit that is under way.
-#[derive(Default)]
-struct Queue {
-    writes: Vec<Write>,
-    sync: bool,
-    /// The packed time of the newest event.
-    newest: u64,
-    /// The last ticket given out.
-    tickets: u64,
-    /// Who sleeps until its ticket is answered, or it is to make the next commit. Tickets rise.
-    sleeping: VecDeque<(u64, Thread)>,
-    failed: Option<String>,
+/// The storage, in the hands of one thread at a time.
+struct Driven {
+    storage: Storage<OsDisk>,
+    /// What was published last.
+    view: View<OsDisk>,
+    /// Bytes that were committed since the background was told of any.
+    bytes: usize,
 }
 
 #[derive(Default)]
@@ -113,15 +102,13 @@ pub(super) fn open(dir: &Path, settings: Settings) -> Result<Box<dyn Engine>, En
         storage.set_retention(KEYSPACE, only_the_newest);
     }
     let newest = storage.recovered_stamp().time.packed().max(BEGINNING);
+    let view = storage.view();
     let shared = Arc::new(Shared {
-        view: Mutex::new(storage.view()),
-        storage: Mutex::new(storage),
+        view: Mutex::new(view.clone()),
+        storage: Mutex::new(Driven { storage, view, bytes: 0 }),
         room: Condvar::new(),
-        queue: Mutex::new(Queue { newest, ..Queue::default() }),
-        done: AtomicU64::new(0),
-        failed: AtomicBool::new(false),
-        committing: AtomicBool::new(false),
-        committed_bytes: AtomicU64::new(0),
+        writes: GroupCommit::default(),
+        newest: AtomicU64::new(newest),
         published: AtomicU64::new(0),
         background: Mutex::default(),
         work: Condvar::new(),
@@ -141,7 +128,7 @@ impl Drop for Starling {
         let ended = self.background.take().map(JoinHandle::join);
         assert!(ended.is_none_or(|ended| ended.is_ok()), "the background does not panic");
         // What fails here was never answered as being on disk.
-        let _ = lock(&self.shared.storage).sync();
+        let _ = lock(&self.shared.storage).storage.sync();
     }
 }
 
@@ -157,16 +144,16 @@ impl Engine for Starling {
     }
 
     fn settle(&self) -> Result<(), EngineError> {
-        lock(&self.shared.storage).rotate().map_err(failed)?;
+        lock(&self.shared.storage).storage.rotate().map_err(failed)?;
         self.shared.wait_settled()
     }
 
     fn compact(&self) -> Result<(), EngineError> {
         self.settle()?;
         {
-            let mut storage = lock(&self.shared.storage);
+            let storage = &mut lock(&self.shared.storage).storage;
             // Every replica there is has all of it.
-            let newest = stamp(lock(&self.shared.queue).newest);
+            let newest = stamp(self.shared.newest.load(Ordering::Relaxed));
             storage.set_tombstone_floor(PARTITION, newest);
             storage.request_full_merge();
         }
@@ -174,7 +161,7 @@ impl Engine for Starling {
     }
 
     fn change_log_bytes(&self) -> u64 {
-        lock(&self.shared.storage).status().change_bytes
+        lock(&self.shared.storage).storage.status().change_bytes
     }
 }
 
@@ -199,121 +186,55 @@ fn event(change: &Change<'_>, packed: u64) -> Event {
     }
 }
 
+fn size_of_event(write: &Write) -> usize {
+    match write {
+        Write::Apply { event, .. } => event.encoded_len(),
+        _ => 0,
+    }
+}
+
 impl Shared {
     fn write(&self, changes: &[Change<'_>], sync: bool) -> Result<(), EngineError> {
-        let mut queue = lock(&self.queue);
-        for change in changes {
-            queue.newest += 1;
-            let event = event(change, queue.newest);
+        let count = changes.len() as u64;
+        let before = self.newest.fetch_add(count, Ordering::Relaxed);
+        let write = |(change, packed)| {
             let (provenance, mode) = (Provenance::Write, Mode::Direct);
-            queue.writes.push(Write::Apply { event, provenance, mode });
-        }
-        queue.sync |= sync;
-        queue.tickets += 1;
-        let ticket = queue.tickets;
-        loop {
-            if ticket <= self.done.load(Ordering::Acquire) {
-                return queue.failed.as_ref().map_or(Ok(()), |error| Err(failed(error)));
-            }
-            if !self.committing.swap(true, Ordering::Acquire) {
-                queue = self.commit(queue);
-                continue;
-            }
-            if !sync {
-                drop(queue);
-                self.spin(ticket);
-                queue = lock(&self.queue);
-                if ticket <= self.done.load(Ordering::Acquire)
-                    || !self.committing.load(Ordering::Acquire)
-                {
-                    continue;
-                }
-            }
-            queue.sleeping.push_back((ticket, std::thread::current()));
-            drop(queue);
-            std::thread::park();
-            if ticket > self.done.load(Ordering::Acquire) {
-                queue = lock(&self.queue);
-                continue;
-            }
-            if !self.failed.load(Ordering::Acquire) {
-                return Ok(());
-            }
-            queue = lock(&self.queue);
-        }
-    }
-
-    /// Waits a moment for the ticket to be answered, or for the commit that is under way to end.
-    fn spin(&self, ticket: u64) {
-        for _ in 0..SPINS {
-            if ticket <= self.done.load(Ordering::Acquire)
-                || !self.committing.load(Ordering::Acquire)
-            {
-                return;
-            }
-            std::hint::spin_loop();
-        }
-        std::thread::yield_now();
-    }
-
-    /// Commits all that waits, answers it, wakes who makes the next commit, so that the disk is not idle, and then who is
-    /// answered.
-    fn commit<'a>(&'a self, mut queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
-        // Of one writer the next commit is as large as this one, more often than not.
-        let room = Vec::with_capacity(queue.writes.len());
-        let writes = std::mem::replace(&mut queue.writes, room);
-        let sync = std::mem::take(&mut queue.sync);
-        let up_to = queue.tickets;
-        drop(queue);
-        let result = self.commit_writes(writes, sync);
-        let mut queue = lock(&self.queue);
-        if let Err(error) = result {
-            queue.failed.get_or_insert(error.to_string());
-            self.failed.store(true, Ordering::Release);
-        }
-        self.done.store(up_to, Ordering::Release);
-        self.committing.store(false, Ordering::Release);
-        if queue.sleeping.is_empty() {
-            return queue;
-        }
-        let answered = queue.sleeping.partition_point(|(ticket, _)| *ticket <= up_to);
-        let rest = queue.sleeping.split_off(answered);
-        let answered = std::mem::replace(&mut queue.sleeping, rest);
-        let next = queue.sleeping.pop_front();
-        drop(queue);
-        for (_, thread) in next.into_iter().chain(answered) {
-            thread.unpark();
-        }
-        lock(&self.queue)
-    }
-
-    fn commit_writes(&self, writes: Vec<Write>, sync: bool) -> Result<(), starling_storage::Error> {
-        let sync = if sync { Sync::Now } else { Sync::Later };
-        let size = |write: &Write| match write {
-            Write::Apply { event, .. } => event.encoded_len(),
-            _ => 0,
+            Write::Apply { event: event(change, packed), provenance, mode }
         };
-        let bytes: usize = writes.iter().map(size).sum();
-        let mut storage = lock(&self.storage);
-        while storage.pressure() >= 100 {
+        let writes = changes.iter().zip(before + 1..).map(write);
+        let takes = if sync { Takes::Long } else { Takes::Short };
+        let commit = |writes, takes| self.commit(writes, takes);
+        let written = match changes {
+            [change] => self.writes.submit([write((change, before + 1))], takes, commit),
+            _ => self.writes.submit(writes.collect::<Vec<_>>(), takes, commit),
+        };
+        written.map_err(failed)
+    }
+
+    fn commit(&self, writes: Vec<Write>, takes: Takes) -> Result<(), starling_storage::Error> {
+        let sync = if takes == Takes::Long { Sync::Now } else { Sync::Later };
+        let bytes: usize = writes.iter().map(size_of_event).sum();
+        let mut driven = lock(&self.storage);
+        while driven.storage.pressure() >= 100 {
             self.wake_background();
-            let waited = self.room.wait_timeout(storage, WAKE_INTERVAL);
-            storage = waited.expect("nobody panics with this lock").0;
+            let waited = self.room.wait_timeout(driven, WAKE_INTERVAL);
+            driven = waited.expect("nobody panics with this lock").0;
         }
-        storage.commit(writes, sync, NOW_MS)?;
-        self.publish(&storage);
-        drop(storage);
-        let before = self.committed_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        if before / WAKE_BYTES != (before + bytes as u64) / WAKE_BYTES {
+        driven.storage.commit(writes, sync, NOW_MS)?;
+        self.publish(&mut driven);
+        driven.bytes += bytes;
+        if WAKE_BYTES <= driven.bytes {
+            driven.bytes = 0;
+            drop(driven);
             self.wake_background();
         }
         Ok(())
     }
 
-    fn publish(&self, storage: &Storage<OsDisk>) {
-        let mut view = lock(&self.view);
-        if !storage.is_current(&view) {
-            *view = storage.view();
+    fn publish(&self, driven: &mut Driven) {
+        if !driven.storage.is_current(&driven.view) {
+            driven.view = driven.storage.view();
+            *lock(&self.view) = driven.view.clone();
             self.published.fetch_add(1, Ordering::Release);
         }
     }
@@ -373,13 +294,14 @@ impl Shared {
         jobs: &mut Vec<Job<OsDisk>>,
         stop: bool,
     ) -> Result<Progress, starling_storage::Error> {
-        let storage = match self.storage.try_lock() {
+        let driven = match self.storage.try_lock() {
             _ if stop => None,
             Err(TryLockError::WouldBlock) if !jobs.is_empty() => None,
             Err(_) => Some(lock(&self.storage)),
-            Ok(storage) => Some(storage),
+            Ok(driven) => Some(driven),
         };
-        if let Some(mut storage) = storage {
+        if let Some(mut driven) = driven {
+            let storage = &mut driven.storage;
             jobs.extend(std::iter::from_fn(|| storage.begin_job(NOW_MS)));
         }
         let first = (0..jobs.len()).min_by_key(|&index| jobs[index].rank()).unwrap_or(0);
@@ -389,15 +311,15 @@ impl Shared {
         {
             return Ok(Progress::Did);
         }
-        let mut storage = lock(&self.storage);
+        let mut driven = lock(&self.storage);
         let ended = if stop { jobs.len() } else { jobs.len().min(1) };
         for _ in 0..ended {
             let job = jobs.remove(if stop { 0 } else { first });
-            storage.finish_job(job)?;
-            self.publish(&storage);
+            driven.storage.finish_job(job)?;
+            self.publish(&mut driven);
             self.room.notify_all();
         }
-        let upkeep = storage.upkeep(NOW_MS)?;
+        let upkeep = driven.storage.upkeep(NOW_MS)?;
         Ok(if ended > 0 { Progress::Did } else { upkeep })
     }
 }

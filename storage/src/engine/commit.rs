@@ -63,14 +63,14 @@ impl<D: Disk> Storage<D> {
     }
 
     fn validate_metas(&self, writes: &[Write]) -> Result<(), Error> {
+        if !writes.iter().any(|write| matches!(write, Write::Meta { .. })) {
+            return Ok(());
+        }
         let mut new = BTreeMap::new();
         for write in writes {
             if let Write::Meta { name, value } = write {
                 new.insert(name, value.len());
             }
-        }
-        if new.is_empty() {
-            return Ok(());
         }
         let kept = self.metas.iter().filter(|(name, _)| !new.contains_key(*name));
         let kept: Vec<usize> = kept.map(|(name, value)| name.len() + value.len()).collect();
@@ -151,10 +151,24 @@ impl<D: Disk> Storage<D> {
         Ok(())
     }
 
-    /// Decides the outcome of each write and puts what there is to log into the log's buffer.
-    pub(super) fn plan(&mut self, writes: &[Write]) -> Result<Vec<Outcome>, Error> {
+    /// Works out where the events of the commit belong, one address for each write that applies one, and begins to bring near
+    /// what judging them looks at: it waits for memory once for all of them, not once for each.
+    pub(super) fn address(&mut self, writes: &[Write]) {
         let view = self.tree.view();
         self.addresses.clear();
+        for write in writes {
+            if let Write::Apply { event, .. } = write {
+                let address = self.addresses.push(event.partition, event.id());
+                view.prefetch(event.partition, self.addresses.get(address));
+            }
+        }
+    }
+
+    /// Decides the outcome of each write, whose [addresses](Self::address) are known, and puts what there is to log into the
+    /// log's buffer.
+    pub(super) fn plan(&mut self, writes: &[Write]) -> Result<Vec<Outcome>, Error> {
+        let view = self.tree.view();
+        let mut addresses = 0..;
         let mut batch = BTreeSet::new();
         let mut sequence = self.changes.next();
         let mut hints: BTreeMap<NodeId, u64> = BTreeMap::new();
@@ -162,7 +176,7 @@ impl<D: Disk> Storage<D> {
         for (index, write) in writes.iter().enumerate() {
             outcomes.push(match write {
                 Write::Apply { event, provenance, mode } => {
-                    let address = self.addresses.push(event.partition, event.id());
+                    let address = addresses.next().expect("there is no end of them");
                     let how = (*mode, *provenance);
                     let outcome = self.judge(&view, &batch, (address, event), how, sequence)?;
                     if let Outcome::Applied { previous, .. } = outcome {
@@ -173,8 +187,6 @@ impl<D: Disk> Storage<D> {
                         if 1 < writes.len() {
                             batch.insert(event.id());
                         }
-                    } else {
-                        self.addresses.pop();
                     }
                     outcome
                 }

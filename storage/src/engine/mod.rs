@@ -164,6 +164,7 @@ impl<D: Disk> Storage<D> {
     ) -> Result<Vec<Outcome>, Error> {
         self.check_poison()?;
         self.validate(&writes)?;
+        self.address(&writes);
         self.make_room(now_ms)?;
         for write in &writes {
             if let Write::Hint { target, .. } = write {

@@ -14,7 +14,7 @@
 use bytes::Bytes;
 use starling_clock::mutation::{self, Mutation};
 
-use crate::event::{DecodeError, EVENT_SIZE_LIMIT, array};
+use crate::event::{DecodeError, EVENT_SIZE_LIMIT, array, put_array};
 use crate::{lz4, varint};
 
 /// Bytes before the payload.
@@ -185,13 +185,13 @@ pub(crate) fn encode_frame(
     // A lag that does not fit says that nothing is known.
     let lag = u32::try_from(head.number - head.durable).unwrap_or(u32::MAX);
     let header = &mut out[start..payload];
-    header[4..8].copy_from_slice(&length.to_le_bytes());
-    header[8..16].copy_from_slice(&head.number.to_le_bytes());
-    header[16..20].copy_from_slice(&lag.to_le_bytes());
-    header[20..22].copy_from_slice(&count.to_le_bytes());
+    put_array(header, 4, length.to_le_bytes());
+    put_array(header, 8, head.number.to_le_bytes());
+    put_array(header, 16, lag.to_le_bytes());
+    put_array(header, 20, count.to_le_bytes());
     header[22] = if compressed { COMPRESSION_LZ4 } else { COMPRESSION_NONE };
     let crc = crc32c::crc32c_append(head.salt, &out[start + 4..]);
-    out[start..start + 4].copy_from_slice(&crc.to_le_bytes());
+    put_array(out, start, crc.to_le_bytes());
 }
 
 /// Appends the length of `records` and what lz4 makes of them; `false` if that saves less than an eighth.

@@ -46,12 +46,6 @@ impl Addresses {
         Address { key: &self.keys[start..end], key_hash, id_hash }
     }
 
-    /// Takes the last one back.
-    pub(crate) fn pop(&mut self) {
-        self.entries.pop();
-        self.keys.truncate(self.entries.last().map_or(0, |&(end, ..)| end));
-    }
-
     /// The address of one event, in place of all others.
     pub(crate) fn only(&mut self, partition: u32, id: EventId<'_>) -> Address<'_> {
         self.clear();

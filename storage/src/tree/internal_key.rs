@@ -14,7 +14,7 @@ use std::borrow::Cow;
 
 use starling_clock::Stamp;
 
-use crate::event::{EventId, KEY_SIZE_MAX, KeyspaceId};
+use crate::event::{EventId, KEY_SIZE_MAX, KeyspaceId, put_array};
 
 /// Bytes before the escaped key: partition and keyspace.
 pub(crate) const HEAD_SIZE: usize = 4 + 8;
@@ -122,8 +122,8 @@ pub(crate) fn keys_from(partition: u32, keyspace: KeyspaceId, key_prefix: &[u8])
 
 fn append_keys_from(out: &mut Vec<u8>, partition: u32, keyspace: KeyspaceId, key_prefix: &[u8]) {
     let mut head = [0; HEAD_SIZE];
-    head[..4].copy_from_slice(&partition.to_be_bytes());
-    head[4..].copy_from_slice(&keyspace.0.to_be_bytes());
+    put_array(&mut head, 0, partition.to_be_bytes());
+    put_array(&mut head, 4, keyspace.0.to_be_bytes());
     out.extend_from_slice(&head);
     if !key_prefix.contains(&ESCAPE) {
         out.extend_from_slice(key_prefix);

@@ -10,7 +10,7 @@
 use bytes::Bytes;
 
 use super::internal_key;
-use crate::event::{Action, Event, PAYLOAD_SIZE_LIMIT, RequestId};
+use crate::event::{Action, Event, PAYLOAD_SIZE_LIMIT, RequestId, put_array};
 
 /// Bytes before the payload in the plain form; in the short one they are as many at most.
 pub(crate) const STORED_HEADER_SIZE: usize = 17;
@@ -79,8 +79,8 @@ impl<'a> StoredRef<'a> {
     pub(crate) fn header(self) -> [u8; STORED_HEADER_SIZE] {
         let mut header = [0; STORED_HEADER_SIZE];
         header[0] = self.action as u8;
-        header[1..9].copy_from_slice(&self.request.client.to_le_bytes());
-        header[9..].copy_from_slice(&self.request.sequence.to_le_bytes());
+        put_array(&mut header, 1, self.request.client.to_le_bytes());
+        put_array(&mut header, 9, self.request.sequence.to_le_bytes());
         header
     }
 

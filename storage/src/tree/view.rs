@@ -131,6 +131,13 @@ impl<D: Disk> TreeView<D> {
         Ok(self.locate_in(partition, place, target)?.map(|found| found.stamp()))
     }
 
+    /// Begins to bring near what [`Self::newest_stamp_at`] will look at.
+    pub(crate) fn prefetch(&self, partition: u32, address: Address<'_>) {
+        for memtable in self.snapshot.memtables_of(partition) {
+            memtable.prefetch(address.key_hash);
+        }
+    }
+
     /// Whether this event is here.
     ///
     /// # Errors

@@ -15,6 +15,7 @@
 
 use std::sync::OnceLock;
 
+use super::arena::prefetch;
 use super::stable::Stable;
 use super::sync::{AtomicU32, AtomicU64, Ordering};
 
@@ -132,17 +133,25 @@ impl Segment {
         Self { version: AtomicU32::new(0), lines }
     }
 
-    /// The slots in the order in which they are tried for `tag`.
+    /// The first slot that is wanted, in the order in which they are tried for `tag`, and what is in it.
     #[inline]
-    fn slots(&self, tag: u32) -> impl Iterator<Item = &AtomicU64> {
-        let (before, from) = self.lines.split_at(line_of(tag));
-        from.iter().chain(before).flat_map(|line| &line.0)
+    fn find(&self, tag: u32, is_wanted: impl Fn(u64) -> bool) -> Option<(&AtomicU64, u64)> {
+        let first = line_of(tag);
+        for line in (first..LINES).chain(0..first) {
+            for slot in &self.lines[line].0 {
+                let content = slot.load(Ordering::Acquire);
+                if is_wanted(content) {
+                    return Some((slot, content));
+                }
+            }
+        }
+        None
     }
 
     /// Whether there was room.
     fn put(&self, tag: u32, number: u32) -> bool {
-        let free = self.slots(tag).find(|slot| slot.load(Ordering::Relaxed) == 0);
-        free.inspect(|free| free.store(slot(tag, number), Ordering::Release)).is_some()
+        let free = self.find(tag, |content| content == 0);
+        free.inspect(|(free, _)| free.store(slot(tag, number), Ordering::Release)).is_some()
     }
 }
 
@@ -160,14 +169,12 @@ impl Index {
             let number = place.load(Ordering::Acquire);
             let segment = self.segments.get(number);
             let version = segment.version.load(Ordering::Acquire);
-            for slot in segment.slots(tag) {
-                let slot = slot.load(Ordering::Acquire);
-                if slot == 0 {
-                    break;
-                }
-                if tag_in(slot) == tag && is_it(number_in(slot)) {
-                    return Found::Number(number_in(slot));
-                }
+            // Nothing is behind a free slot.
+            let found = segment.find(tag, |content| {
+                content == 0 || (tag_in(content) == tag && is_it(number_in(content)))
+            });
+            if let Some((_, content)) = found.filter(|(_, content)| *content != 0) {
+                return Found::Number(number_in(content));
             }
             // A slot that a split has written shows, by its acquiring load, all that the split did before.
             let is_still = version.is_multiple_of(2)
@@ -180,6 +187,17 @@ impl Index {
             }
         }
         Found::Unsure
+    }
+
+    /// Begins to bring near what a search for this hash looks at.
+    #[inline]
+    pub(super) fn prefetch(&self, hash: u64) {
+        let tag = tag_of(hash);
+        let depth = self.depth.load(Ordering::Acquire);
+        let Some(directory) = self.directories[depth as usize].get() else { return };
+        let segment = self.segments.get(directory[place(tag, depth)].load(Ordering::Acquire));
+        prefetch(&segment.version);
+        prefetch(&segment.lines[line_of(tag)]);
     }
 
     /// Makes segments for so many entries: then few are split as they come. The index is empty.
@@ -227,8 +245,7 @@ impl Index {
         let (depth, directory) = self.directory();
         let segment = self.segments.get(directory[place(tag, depth)].load(Ordering::Relaxed));
         let old = slot(tag, before);
-        let found = segment.slots(tag).find(|slot| slot.load(Ordering::Relaxed) == old);
-        if let Some(found) = found {
+        if let Some((found, _)) = segment.find(tag, |content| content == old) {
             found.store(slot(tag, number), Ordering::Release);
         }
     }

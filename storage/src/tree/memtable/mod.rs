@@ -265,6 +265,12 @@ impl Memtable {
         is_version(node, prefix).then(|| Entry::new(node))
     }
 
+    /// Begins to bring near what [`Self::get`] and [`Self::insert_at`] look at first, for the key with this [`key_hash`].
+    #[inline]
+    pub(crate) fn prefetch(&self, hash: u64) {
+        self.keys.prefetch(hash);
+    }
+
     /// Whether the event with this internal key is here.
     pub(crate) fn contains(&self, internal: &[u8]) -> bool {
         let prefix = internal_key::prefix_of(internal);
