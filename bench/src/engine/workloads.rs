@@ -493,7 +493,8 @@ impl Stage<'_> {
         let write = || {
             let (mut values, started) = (values.clone(), now());
             let mut done = 0;
-            while !stop.load(Ordering::Relaxed) {
+            // One at the least, however busy the machine is.
+            while done == 0 || !stop.load(Ordering::Relaxed) {
                 let key = key(order.get(done % keys));
                 engine.write(&[Change::Put(&key, values.next())], Durability::Process)?;
                 done += 1;
