@@ -28,6 +28,10 @@ const SEGMENT_CHANGES_MAX: usize = 1 << 18;
 /// The buffer of `log_buffer_bytes_max` is written in about so many writes.
 pub(crate) const WRITES_PER_BUFFER: usize = 8;
 
+/// So many times the buffer is written before a job that writes it syncs too: whoever removes what the write-ahead log has, and
+/// commits with it, does not wait for more than that.
+const BUFFERS_PER_SYNC: u64 = 4;
+
 /// A segment that takes no more changes and whose index is still to be written.
 #[derive(Debug)]
 struct Unindexed {
@@ -50,6 +54,8 @@ pub(crate) struct ChangeLog<D: Disk> {
     stamps: Arc<RwLock<BTreeMap<u64, Stamp>>>,
     /// Fewer bytes wait for more, so that they are compressed together.
     write_bytes_min: usize,
+    /// A job syncs once so many bytes are not.
+    sync_bytes: u64,
     bytes_max: u64,
     age_ms_max: u64,
 }
@@ -97,6 +103,7 @@ impl<D: Disk> ChangeLog<D> {
             opened_ms: None,
             stamps: Arc::default(),
             write_bytes_min: config.log_buffer_bytes_max / WRITES_PER_BUFFER,
+            sync_bytes: config.log_buffer_bytes_max as u64 * BUFFERS_PER_SYNC,
             bytes_max: config.change_bytes_max,
             age_ms_max: config.change_age_ms_max,
         };
@@ -193,7 +200,7 @@ impl<D: Disk> ChangeLog<D> {
         self.log.is_writing()
     }
 
-    /// A write of what is published, if it is enough to be worth it and none is out.
+    /// A write of what is published, if it is enough to be worth it and none is out; with a sync, if much is not on disk.
     ///
     /// # Errors
     /// As [`Self::write_out`].
@@ -201,13 +208,19 @@ impl<D: Disk> ChangeLog<D> {
         if self.log.is_writing() || self.log.pending_bytes() < self.write_bytes_min {
             return Ok(None);
         }
-        self.log.begin_write()
+        let mut write = self.log.begin_write()?;
+        if let Some(write) = &mut write
+            && self.sync_bytes <= self.log.unsynced_bytes()
+        {
+            write.with_sync();
+        }
+        Ok(write)
     }
 
     /// Takes a write back.
     ///
     /// # Errors
-    /// [`Error::Full`], [`Error::Io`]: nothing changed.
+    /// [`Error::Full`], [`Error::Io`]: nothing changed. [`Error::WriteFailed`]: nothing is to be trusted.
     pub(crate) fn finish_write(&mut self, write: LogWrite<D::File>) -> Result<(), Error> {
         self.log.finish_write(write).map(|_| ())
     }

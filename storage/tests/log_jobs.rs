@@ -188,6 +188,32 @@ fn changes_whose_write_fails_or_is_given_up_stay_in_memory() {
     assert_eq!(seen(&open(&disk)), n);
 }
 
+/// Who removes a segment of the write-ahead log syncs the change log with the storage in hand: jobs leave little to that.
+#[test]
+fn jobs_sync_the_change_log_now_and_then_and_a_failure_stops_the_writer() {
+    let disk = SimDisk::new(1);
+    let mut storage = open(&disk);
+    let mut n = 0;
+    loop {
+        let (mut write, next) = until_job(&mut storage, CHANGES, n);
+        n = next;
+        // The call after that of the write.
+        disk.inject(disk.calls() + 1, Fault::Io);
+        assert_eq!(write.step(), Progress::Idle);
+        disk.clear_faults();
+        match storage.finish_job(write) {
+            Ok(()) => assert!(n < 10_000, "none syncs"),
+            Err(Error::WriteFailed { operation: "sync", .. }) => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(0 < storage.change_range().1 && storage.status().poisoned);
+    assert!(matches!(put(&mut storage, n, Sync::Now), Err(Error::Poisoned)));
+    drop(storage);
+    disk.restart(CrashMode::LoseUnsynced);
+    seen(&open(&disk));
+}
+
 /// Nobody carries on with the job: commits that would have to wait for it are refused, and nothing is lost.
 #[test]
 fn a_backlog_of_changes_is_bounded() {

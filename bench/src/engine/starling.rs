@@ -319,8 +319,12 @@ impl Shared {
             self.publish(&mut driven);
             self.room.notify_all();
         }
+        if !stop {
+            // What has become work for a job is begun as one: upkeep would do it here, while writers wait.
+            jobs.extend(std::iter::from_fn(|| driven.storage.begin_job(NOW_MS)));
+        }
         let upkeep = driven.storage.upkeep(NOW_MS)?;
-        Ok(if ended > 0 { Progress::Did } else { upkeep })
+        Ok(if ended > 0 || !jobs.is_empty() { Progress::Did } else { upkeep })
     }
 }
 

@@ -95,7 +95,10 @@ impl<D: Disk> Storage<D> {
                 }
                 Ok(())
             }
-            Task::Changes(write) => self.changes.finish_write(write),
+            Task::Changes(write) => {
+                let result = self.changes.finish_write(write);
+                self.poison_on(result)
+            }
             Task::Tree(job) => {
                 self.check_poison()?;
                 let result = self.tree.finish_job(*job);

@@ -23,7 +23,7 @@ pub struct Job<D: Disk> {
 pub(super) enum Task<D: Disk> {
     /// Syncs the write-ahead log, for the changes and hints that wait for that.
     Sync(WalSync<D::File>),
-    /// Compresses and writes changes.
+    /// Compresses and writes changes, and syncs them now and then.
     Changes(LogWrite<D::File>),
     /// Flushes, merges, or removes tables.
     Tree(Box<TreeJob<D>>),

@@ -4,6 +4,7 @@
 //!
 //! - Until it is given back readers find its records in memory, and nothing else is written to the log's file.
 //! - If it fails, or is given up, its records are in memory as before, and the same place is written again.
+//! - A sync that it was asked for comes after the write. If that fails nothing is to be trusted.
 
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use bytes::Bytes;
 
 use super::frame::{FrameHead, encode_frame, record_span};
 use super::record_log::{COMPRESS_FROM, Mark, in_memory};
+use super::segment::write_failed;
 use crate::{DiskFile, Error};
 
 /// Published records that are not yet written, each with its length before it.
@@ -90,6 +92,7 @@ pub(super) struct Target<F> {
 pub(crate) struct LogWrite<F> {
     pub(super) batch: Arc<Batch>,
     target: Target<F>,
+    syncs: bool,
     outcome: Option<Result<Written, Error>>,
 }
 
@@ -98,22 +101,32 @@ pub(crate) struct LogWrite<F> {
 pub(super) struct Written {
     pub(super) bytes: u64,
     pub(super) marks: Vec<Mark>,
+    /// That, and all that was written to the file before, is on disk.
+    pub(super) is_synced: bool,
 }
 
 impl<F: DiskFile> LogWrite<F> {
     pub(super) fn new(batch: Arc<Batch>, target: Target<F>) -> Self {
-        Self { batch, target, outcome: None }
+        Self { batch, target, syncs: false, outcome: None }
+    }
+
+    /// Has it sync the file after the write.
+    pub(crate) fn with_sync(&mut self) {
+        self.syncs = true;
     }
 
     /// Does it; another call does nothing.
     pub(crate) fn run(&mut self) {
-        let Self { batch, target, outcome } = self;
+        let Self { batch, target, syncs, outcome } = self;
         outcome.get_or_insert_with(|| {
             let Target { file, path, offset, salt, durable } = target;
             let (mut frames, mut marks) = (Vec::new(), Vec::new());
             batch.encode(*salt, *durable, &mut frames, &mut marks);
             file.write_at(&frames, *offset).map_err(Error::io("write", path))?;
-            Ok(Written { bytes: frames.len() as u64, marks })
+            if *syncs {
+                file.sync().map_err(write_failed("sync", path))?;
+            }
+            Ok(Written { bytes: frames.len() as u64, marks, is_synced: *syncs })
         });
     }
 

@@ -85,6 +85,8 @@ pub(crate) struct RecordLog<D: Disk> {
     pub(super) next: u64,
     /// Records below this are on disk.
     pub(super) synced: u64,
+    /// Bytes that were written since.
+    unsynced_bytes: u64,
 }
 
 /// What opening needs to know.
@@ -154,6 +156,7 @@ impl<D: Disk> RecordLog<D> {
             writing: false,
             next,
             synced: 0,
+            unsynced_bytes: 0,
         }
     }
 
@@ -267,6 +270,11 @@ impl<D: Disk> RecordLog<D> {
         self.finish_write(write)
     }
 
+    /// Bytes that were written and not synced since the log was opened.
+    pub(crate) fn unsynced_bytes(&self) -> u64 {
+        self.unsynced_bytes
+    }
+
     /// Whether a [`LogWrite`] is out: nothing else is written to the log until it is back.
     pub(crate) fn is_writing(&self) -> bool {
         self.writing
@@ -313,7 +321,7 @@ impl<D: Disk> RecordLog<D> {
     /// Takes a write back, and tells whether it was run.
     ///
     /// # Errors
-    /// [`Error::Full`], [`Error::Io`]: nothing changed.
+    /// [`Error::Full`], [`Error::Io`]: nothing changed. [`Error::WriteFailed`] if its sync failed: nothing is to be trusted.
     pub(crate) fn finish_write(&mut self, write: LogWrite<D::File>) -> Result<bool, Error> {
         let mut guard = write_lock(&self.shared);
         let state = &mut *guard;
@@ -321,13 +329,17 @@ impl<D: Disk> RecordLog<D> {
         let (batch, outcome) = write.end();
         state.writing = None;
         self.writing = false;
-        if let Some(Ok(Written { bytes, marks })) = outcome {
+        if let Some(Ok(Written { bytes, marks, is_synced })) = outcome {
             for Mark { number, offset } in marks {
                 mark(&mut entry.marks, number, entry.segment.len + offset);
             }
             entry.segment.len += bytes;
             entry.segment.file_len = entry.segment.file_len.max(entry.segment.len);
             entry.next = batch.next;
+            self.unsynced_bytes += bytes;
+            if is_synced {
+                (self.synced, self.unsynced_bytes) = (batch.next, 0);
+            }
             state.recent = Some(batch);
             self.pending_bytes = state.pending.records.len();
             return Ok(true);
@@ -357,7 +369,7 @@ impl<D: Disk> RecordLog<D> {
         if self.synced < published {
             let segment = active.expect("what is not synced is in the active segment");
             segment.file.sync().map_err(write_failed("sync", &segment.path))?;
-            self.synced = published;
+            (self.synced, self.unsynced_bytes) = (published, 0);
         }
         Ok(())
     }
