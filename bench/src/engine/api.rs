@@ -131,6 +131,22 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// Whether a write that does not ask for the disk outlives a kill of the process. The others hand it to the system later, and have
+    /// nothing to replay.
+    pub(super) fn outlives_process(self) -> bool {
+        match self {
+            Self::Starling => true,
+            #[cfg(feature = "rocksdb")]
+            Self::RocksDb => true,
+            #[cfg(feature = "fjall")]
+            Self::Fjall => true,
+            #[cfg(feature = "redb")]
+            Self::Redb => false,
+            #[cfg(feature = "sled")]
+            Self::Sled => false,
+        }
+    }
+
     /// For people, and for the table.
     pub(super) fn name(self) -> &'static str {
         match self {

@@ -130,7 +130,8 @@ pub(crate) fn run(args: &EngineArgs) -> Result<String, RunError> {
     let mut results = Results::default();
     for repeat in 0..args.repeat {
         for group in &groups {
-            for kind in &engines {
+            let can_run = |kind: &&Kind| kind.outlives_process() || *group != Group::Reopen;
+            for kind in engines.iter().filter(can_run) {
                 let name = format!("starling-bench-{}-{}", std::process::id(), kind.name());
                 let dir = root.join(name);
                 let ran = run_group(*kind, *group, sizes, &dir);
