@@ -79,7 +79,8 @@ async fn is_refused(connected: Result<Connection, ConnectionError>) -> bool {
         Ok(connection) => in_time(connection.closed()).await,
         Err(error) => error,
     };
-    matches!(error, ConnectionError::ConnectionClosed(_))
+    // Reset: the node had forgotten the connection before this side read why.
+    matches!(error, ConnectionError::ConnectionClosed(_) | ConnectionError::Reset)
 }
 
 /// What a node says that takes `member` for the only one.

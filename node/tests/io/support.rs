@@ -185,7 +185,11 @@ pub(crate) const TRIES: usize = 2000;
 /// The code with which the node closes the connection. `None`: it had forgotten the connection before this side read its goodbye, and
 /// what it says to strangers hides that.
 pub(crate) async fn close_code(connection: &Connection) -> Option<VarInt> {
-    match in_time(connection.closed()).await {
+    code_of(in_time(connection.closed()).await)
+}
+
+fn code_of(closed: ConnectionError) -> Option<VarInt> {
+    match closed {
         ConnectionError::ApplicationClosed(close) => Some(close.error_code),
         ConnectionError::Reset => None,
         other => panic!("closed by {other:?}"),
@@ -200,13 +204,20 @@ pub(crate) async fn code_after(
     bytes: &[u8],
 ) -> VarInt {
     for _ in 0..TRIES {
-        let connection = connect(node.address, who, protocol).await.unwrap();
-        let (mut send, _receive) = connection.open_bi().await.unwrap();
-        // The node may close before all is written.
-        if send.write_all(bytes).await.is_ok() {
-            let _ = send.finish();
-        }
-        if let Some(code) = close_code(&connection).await {
+        // The node may close at any moment from the handshake on: before there is a stream, and before all is written.
+        let closed = match connect(node.address, who, protocol).await {
+            Ok(connection) => {
+                let mut stream = connection.open_bi().await;
+                if let Ok((send, _receive)) = &mut stream
+                    && send.write_all(bytes).await.is_ok()
+                {
+                    let _ = send.finish();
+                }
+                in_time(connection.closed()).await
+            }
+            Err(error) => error,
+        };
+        if let Some(code) = code_of(closed) {
             return code;
         }
     }
