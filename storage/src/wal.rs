@@ -10,6 +10,7 @@
 //! - While small commits are synced one by one, files are of use again: a segment that goes becomes the spare, and the
 //!   spare the next segment. A sync of bytes that lie in a file already costs no write of the file system's journal (here
 //!   1.3 to 1.5 times as many a second as appends). For the same reason zeros are written ahead then.
+//! - While much is written between two syncs the file is made ready for it ([`DiskFile::prepare_writes`]).
 //!
 //! What is in a record is told by `wal_record.rs`; what becomes of it is decided in `engine`.
 
@@ -37,6 +38,9 @@ const COMPRESS_FROM: usize = 4 << 10;
 const AHEAD_BYTES_MAX: u64 = 256 << 10;
 /// Zeros are written ahead if at most so many bytes were synced at once.
 const SMALL_SYNC_BYTES: u64 = 32 << 10;
+/// The file is made ready for more if at least so many bytes are not synced, or were not before the last sync. For fewer it would
+/// have a sync write far more than there is.
+const PREPARE_FROM: u64 = 1 << 20;
 
 /// A segment that takes no more records.
 #[derive(Debug)]
@@ -63,8 +67,12 @@ pub(crate) struct Wal<D: Disk> {
     durable: u64,
     /// Bytes of the newest segment that are on disk.
     durable_len: u64,
-    /// What was synced last was small.
+    /// Bytes that the last sync was for.
+    synced_bytes: u64,
+    /// What was synced last, before a commit was answered, was small.
     write_ahead: bool,
+    /// The file is ready for writes up to here, or was not to be made ready before.
+    prepared: u64,
     commit: Commit,
     gate: Arc<Gate>,
     /// A [`WalSync`] is out.
@@ -137,7 +145,9 @@ impl<D: Disk> Wal<D> {
             next,
             written: next,
             durable: next,
+            synced_bytes: 0,
             write_ahead: false,
+            prepared: 0,
             commit: Commit::default(),
             gate: Arc::default(),
             syncing: false,
@@ -254,6 +264,10 @@ impl<D: Disk> Wal<D> {
         self.encode_commit();
         let size = self.commit.frames.len() as u64;
         let end = self.active.len + size;
+        let unsynced = self.active.len - self.durable_len;
+        if self.prepared <= self.active.len && PREPARE_FROM <= unsynced.max(self.synced_bytes) {
+            self.prepare();
+        }
         if self.write_ahead && self.active.file_len < end {
             let ahead = end.min(AHEAD_BYTES_MAX);
             let padded = usize::try_from(size + ahead).expect("it is in memory");
@@ -288,6 +302,14 @@ impl<D: Disk> Wal<D> {
         Ok(())
     }
 
+    fn prepare(&mut self) {
+        let Segment { file, len, file_len, .. } = &mut self.active;
+        let ready = file.prepare_writes(*len);
+        *file_len = ready.max(*file_len);
+        // What is not to be had is not asked for at each commit.
+        self.prepared = if *len < ready { ready } else { *len + PREPARE_FROM };
+    }
+
     fn encode_commit(&mut self) {
         let Commit { records, ends, frames } = &mut self.commit;
         if ends.last().is_none_or(|&(end, _)| end < records.len()) {
@@ -307,6 +329,7 @@ impl<D: Disk> Wal<D> {
     fn undo_write(&mut self) -> io::Result<()> {
         self.active.file.truncate(self.active.len)?;
         self.active.file_len = self.active.len;
+        self.prepared = 0;
         self.gate.sync(&*self.active.file, &self.active.path).map_err(io::Error::other)
     }
 
@@ -321,7 +344,8 @@ impl<D: Disk> Wal<D> {
         }
         let synced = self.gate.sync(&*self.active.file, &self.active.path);
         synced.inspect_err(|_| self.poisoned = true)?;
-        self.write_ahead = self.active.len - self.durable_len <= SMALL_SYNC_BYTES;
+        self.synced_bytes = self.active.len - self.durable_len;
+        self.write_ahead = self.synced_bytes <= SMALL_SYNC_BYTES;
         self.durable_len = self.active.len;
         self.durable = self.written;
         Ok(())
@@ -352,6 +376,7 @@ impl<D: Disk> Wal<D> {
         // A sync that was not told to another thread may have done the same meanwhile.
         if self.durable < up_to {
             assert!(self.active.head.first <= up_to, "a segment ends with a sync");
+            self.synced_bytes = len - self.durable_len;
             (self.durable, self.durable_len) = (up_to, len);
         }
         Ok(true)
@@ -376,6 +401,7 @@ impl<D: Disk> Wal<D> {
         })?;
         self.has_spare = false;
         self.durable_len = segment.len;
+        self.prepared = 0;
         let old = std::mem::replace(&mut self.active, segment);
         self.sealed.push_back(Sealed { path: old.path, last: self.last(), len: old.len });
         Ok(())
@@ -452,7 +478,7 @@ fn take_records(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CrashMode, SimDisk};
+    use crate::{CrashMode, Fault, SimDisk};
 
     const DIR: &str = "wal";
 
@@ -575,6 +601,70 @@ mod tests {
         wal.roll().unwrap();
         wal.remove_oldest().unwrap();
         assert!(!disk.exists("wal/spare").unwrap());
+    }
+
+    /// Commits without a sync until the file is made ready for more, then with one, and more of both; tells the names of what was
+    /// synced.
+    fn commit_much(wal: &mut Wal<SimDisk>, named: &[String]) -> Result<usize, Error> {
+        let mut synced = 0;
+        for (number, name) in named.iter().enumerate() {
+            wal.push_meta(name, &noise(60_000));
+            wal.write()?;
+            wal.abandon();
+            if [22, 25].contains(&number) {
+                wal.sync()?;
+                synced = number + 1;
+            }
+        }
+        Ok(synced)
+    }
+
+    #[test]
+    fn the_file_is_made_ready_while_much_is_not_synced_and_nothing_is_lost_whatever_fails_then() {
+        let names: Vec<String> = (0..28).map(|number| format!("{number:02}")).collect();
+        let all = named(1, &names.iter().map(String::as_str).collect::<Vec<_>>());
+        let (disk, mut wal) = new();
+        let path = "wal/00000000000000000001.log";
+        let first = disk.calls();
+        for name in &names[..17] {
+            wal.push_meta(name, &noise(60_000));
+            wal.write().unwrap();
+            wal.abandon();
+        }
+        assert_eq!(disk.calls() - first, 17, "one call each");
+        assert_eq!(disk.contents(path).unwrap().len() as u64, wal.active.len);
+        let (disk, mut wal) = new();
+        assert_eq!(commit_much(&mut wal, &names[..19]).unwrap(), 0);
+        assert!(wal.active.len < disk.contents(path).unwrap().len() as u64, "zeros at its end");
+        let (disk, mut wal) = new();
+        assert_eq!(commit_much(&mut wal, &names).unwrap(), 26);
+        let calls = disk.calls();
+        assert!(first + 28 + 2 + 3 < calls, "made ready again and again");
+        for (mode, kept) in [(CrashMode::LoseUnsynced, 26), (CrashMode::KeepAll, 28)] {
+            let copy = disk.fork();
+            copy.restart(mode);
+            assert_eq!(open(&copy, false).1, all[..kept]);
+        }
+        // From the first time that it is made ready on.
+        for (at, fault) in (first + 17..calls)
+            .flat_map(|at| [Fault::Crash, Fault::Io, Fault::Full].map(|fault| (at, fault)))
+        {
+            let (disk, mut wal) = new();
+            disk.inject(at, fault);
+            let synced = match commit_much(&mut wal, &names) {
+                Ok(synced) => synced,
+                Err(_) if 23 < wal.durable => 23,
+                Err(_) => 0,
+            };
+            for mode in [CrashMode::LoseUnsynced, CrashMode::KeepPrefix, CrashMode::Torn] {
+                let copy = disk.fork();
+                copy.restart(mode);
+                let (mut wal, found) = open(&copy, false);
+                assert!(synced <= found.len(), "call {at}, {fault:?}: {} are left", found.len());
+                assert_eq!(found, all[..found.len()], "call {at}, {fault:?}");
+                commit(&mut wal, &["x"], 50).unwrap();
+            }
+        }
     }
 
     #[test]

@@ -95,6 +95,11 @@ pub(super) trait Engine: Sync {
     fn change_log_bytes(&self) -> u64 {
         0
     }
+
+    /// Bytes that were written through memory shared with a file, which the system does not count as written; none if not told.
+    fn copied_bytes(&self) -> u64 {
+        0
+    }
 }
 
 /// Reads of one thread.

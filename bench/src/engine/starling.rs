@@ -46,6 +46,7 @@ struct Starling {
 
 /// What writers, readers and the background share.
 struct Shared {
+    disk: Arc<OsDisk>,
     storage: Mutex<Driven>,
     /// Told when a job ended, for writers that wait for room.
     room: Condvar,
@@ -96,7 +97,7 @@ pub(super) fn open(dir: &Path, settings: Settings) -> Result<Box<dyn Engine>, En
     config.tree.bloom_bits_per_key = settings.bloom_bits_per_key;
     let identity = Identity { cluster: "bench".to_owned(), node: NODE };
     let disk = Arc::new(OsDisk::new(dir).map_err(failed)?);
-    let mut storage = Storage::open(disk, config, identity).map_err(failed)?;
+    let mut storage = Storage::open(Arc::clone(&disk), config, identity).map_err(failed)?;
     if !settings.history {
         let only_the_newest = HistoryRetention { versions_max: Some(1), age_ms_max: None };
         storage.set_retention(KEYSPACE, only_the_newest);
@@ -104,6 +105,7 @@ pub(super) fn open(dir: &Path, settings: Settings) -> Result<Box<dyn Engine>, En
     let newest = storage.recovered_stamp().time.packed().max(BEGINNING);
     let view = storage.view();
     let shared = Arc::new(Shared {
+        disk,
         view: Mutex::new(view.clone()),
         storage: Mutex::new(Driven { storage, view, bytes: 0 }),
         room: Condvar::new(),
@@ -162,6 +164,10 @@ impl Engine for Starling {
 
     fn change_log_bytes(&self) -> u64 {
         lock(&self.shared.storage).storage.status().change_bytes
+    }
+
+    fn copied_bytes(&self) -> u64 {
+        self.shared.disk.copied_bytes()
     }
 }
 

@@ -232,7 +232,8 @@ impl Group {
             context.push("reopen", Unit::Seconds, opened.as_secs_f64());
         }
         self.stages()[stage](&mut context)?;
-        let (written_bytes, dirtied_bytes) = written_bytes();
+        let (handed_over, dirtied_bytes) = written_bytes();
+        let written_bytes = handed_over + engine.copied_bytes();
         let peak_memory_bytes = peak_memory_bytes();
         let rows = context.rows;
         Ok(end(StageReport { rows, written_bytes, dirtied_bytes, peak_memory_bytes }))
@@ -337,7 +338,7 @@ impl Stage<'_> {
 
     fn push_amplification(&mut self, workload: &str, puts: u64) {
         let given = as_f64(puts * (KEY_SIZE + VALUE_SIZE) as u64);
-        let (written, _) = written_bytes();
+        let written = written_bytes().0 + self.engine.copied_bytes();
         let without = written.saturating_sub(self.engine.change_log_bytes());
         self.push(workload, Unit::Factor, as_f64(written) / given);
         let workload = format!("{workload}-without-changes");

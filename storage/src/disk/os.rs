@@ -3,23 +3,35 @@
 //! Invariants:
 //!
 //! - Nothing outside the root is touched: absolute paths and `..` are programmer errors.
+//! - A file has at most one [`Window`], and none after it was cut off.
+
+mod window;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Disk, DiskFile};
+use window::Window;
 
 /// A directory of the operating system.
 #[derive(Clone, Debug)]
 pub struct OsDisk {
     root: PathBuf,
+    copied_bytes: Arc<AtomicU64>,
 }
 
 /// An open file of the operating system.
 #[derive(Debug)]
-pub struct OsFile(File);
+pub struct OsFile {
+    file: File,
+    window: Mutex<Option<Window>>,
+    /// Those of all files of the disk.
+    copied_bytes: Arc<AtomicU64>,
+}
 
 /// A held lock of the operating system (`flock`): it ends with the process, however that ends.
 #[derive(Debug)]
@@ -35,7 +47,17 @@ impl OsDisk {
     pub fn new(root: impl Into<PathBuf>) -> io::Result<Self> {
         let root = root.into();
         fs::create_dir_all(&root)?;
-        Ok(Self { root })
+        Ok(Self { root, copied_bytes: Arc::default() })
+    }
+
+    /// Bytes that were written by a copy into the page cache (see [`DiskFile::prepare_writes`]): what the system counts as
+    /// written by this process does not have them.
+    pub fn copied_bytes(&self) -> u64 {
+        self.copied_bytes.load(Ordering::Relaxed)
+    }
+
+    fn file(&self, file: File) -> OsFile {
+        OsFile { file, window: Mutex::default(), copied_bytes: Arc::clone(&self.copied_bytes) }
     }
 
     /// The directory.
@@ -56,21 +78,16 @@ impl Disk for OsDisk {
 
     fn create(&self, path: &str) -> io::Result<OsFile> {
         let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(self.path(path))
-            .map(OsFile)
-            .map_err(no_room)
+        options.read(true).write(true).create_new(true);
+        Ok(self.file(options.open(self.path(path)).map_err(no_room)?))
     }
 
     fn open(&self, path: &str) -> io::Result<OsFile> {
-        OpenOptions::new().read(true).write(true).open(self.path(path)).map(OsFile)
+        Ok(self.file(OpenOptions::new().read(true).write(true).open(self.path(path))?))
     }
 
     fn open_read(&self, path: &str) -> io::Result<OsFile> {
-        File::open(self.path(path)).map(OsFile)
+        Ok(self.file(File::open(self.path(path))?))
     }
 
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
@@ -134,10 +151,17 @@ fn no_room(error: io::Error) -> io::Error {
     }
 }
 
+impl OsFile {
+    // A window is whole whenever the lock is free.
+    fn window(&self) -> MutexGuard<'_, Option<Window>> {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl DiskFile for OsFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         loop {
-            match self.0.read_at(buf, offset) {
+            match self.file.read_at(buf, offset) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => return result,
             }
@@ -145,19 +169,35 @@ impl DiskFile for OsFile {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.0.write_all_at(buf, offset).map_err(no_room)
+        let copied = self.window().as_mut().map_or(0, |window| window.write(buf, offset));
+        if 0 < copied {
+            self.copied_bytes.fetch_add(copied as u64, Ordering::Relaxed);
+        }
+        let rest = &buf[copied..];
+        if rest.is_empty() {
+            return Ok(());
+        }
+        self.file.write_all_at(rest, offset + copied as u64).map_err(no_room)
+    }
+
+    fn prepare_writes(&self, offset: u64) -> u64 {
+        let mut window = self.window();
+        *window = Window::open(&self.file, offset, window.take());
+        window.as_ref().map_or(offset, Window::end)
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.window().take_if(|window| !window.outlives_sync());
+        self.file.sync_data()
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        *self.window() = None;
+        self.file.set_len(len)
     }
 }
 
@@ -191,6 +231,73 @@ mod tests {
         assert_eq!(file.read_full_at(&mut buf, 0).unwrap(), 4, "an open file outlives its name");
     }
 
+    /// More than fits in one window, in pieces of no round size.
+    fn write_much(file: &OsFile) -> Vec<u8> {
+        let bytes: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).skip(3).collect();
+        let mut prepared = 0;
+        for (number, piece) in bytes.chunks(1009).enumerate() {
+            let offset = number as u64 * 1009;
+            if prepared <= offset {
+                prepared = file.prepare_writes(offset).max(offset + 1);
+            }
+            file.write_at(piece, offset).unwrap();
+        }
+        bytes
+    }
+
+    #[test]
+    fn prepared_writes_are_writes() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = OsDisk::new(folder.path()).unwrap();
+        let file = disk.create("x").unwrap();
+        let bytes = write_much(&file);
+        let is_prepared = 0 < disk.copied_bytes();
+        if is_prepared {
+            // Each piece that does not end in the window it begins in is written in part.
+            assert!(bytes.len() as u64 - 8 * 1009 < disk.copied_bytes(), "{}", disk.copied_bytes());
+            assert_eq!(file.len().unwrap() % window::WINDOW_SIZE, 0, "longer, by zeros");
+        }
+        let mut found = vec![1; 12 << 20];
+        let read = file.read_full_at(&mut found, 0).unwrap();
+        assert!(
+            found[..bytes.len()] == bytes && found[bytes.len()..read].iter().all(|&it| it == 0)
+        );
+        // It is synced, and goes on; few bytes are written as ever, and what was cut off is gone.
+        file.sync().unwrap();
+        let len = bytes.len() as u64;
+        file.write_at(b"more", len).unwrap();
+        file.sync().unwrap();
+        let copied = disk.copied_bytes();
+        file.write_at(b"few", len + 4).unwrap();
+        assert_eq!(disk.copied_bytes(), copied, "the second sync was of few bytes");
+        file.prepare_writes(len + 7);
+        file.truncate(len + 2).unwrap();
+        file.write_at(b"!", len + 2).unwrap();
+        assert_eq!(file.len().unwrap(), len + 3);
+        let mut end = [0; 3];
+        assert_eq!(file.read_full_at(&mut end, len).unwrap(), 3);
+        assert_eq!(&end, b"mo!");
+    }
+
+    #[test]
+    fn prepared_writes_outlive_the_process() {
+        const DIR: &str = "STARLING_TEST_DIR";
+        if let Some(dir) = std::env::var_os(DIR) {
+            write_much(&OsDisk::new(dir).unwrap().create("x").unwrap());
+            std::process::abort();
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let name = std::thread::current().name().unwrap().to_owned();
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = child.args([&name, "--exact"]).env(DIR, folder.path()).output().unwrap();
+        assert!(!output.status.success(), "it ends in the middle");
+        let disk = OsDisk::new(folder.path()).unwrap();
+        let expected = write_much(&disk.create("y").unwrap());
+        let mut found = vec![0; expected.len()];
+        disk.open("x").unwrap().read_full_at(&mut found, 0).unwrap();
+        assert!(found == expected);
+    }
+
     #[test]
     fn a_file_that_is_opened_for_reading_takes_no_write() {
         let folder = tempfile::tempdir().unwrap();
@@ -199,6 +306,7 @@ mod tests {
         let file = disk.open_read("x").unwrap();
         file.write_at(b"b", 0).unwrap_err();
         file.truncate(0).unwrap_err();
+        assert_eq!(file.prepare_writes(5), 5);
         let mut buf = [0; 5];
         assert_eq!((file.read_at(&mut buf, 0).unwrap(), &buf), (5, b"hello"));
         assert_eq!(disk.open_read("y").unwrap_err().kind(), io::ErrorKind::NotFound);

@@ -22,6 +22,9 @@ use rand_chacha::rand_core::SeedableRng;
 use super::{Disk, DiskFile};
 use inode::{Inode, below, index};
 
+/// Where what is made ready for writes ends: a multiple of this.
+const PREPARED_SIZE: u64 = 128 << 10;
+
 /// What happens at a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -511,6 +514,23 @@ impl DiskFile for SimFile {
         }
         self.with(|inode| inode.write(offset, &buf[..written]), &mut state)?;
         fault.map_or(Ok(()), |fault| Err(failed(fault)))
+    }
+
+    fn prepare_writes(&self, offset: u64) -> u64 {
+        let mut state = self.disk.state();
+        let end = (offset / PREPARED_SIZE + 1) * PREPARED_SIZE;
+        let Ok(None) = state.call(self.life) else { return offset };
+        let Ok(length) = self.with(|inode| inode.bytes().len() as u64, &mut state) else {
+            return offset;
+        };
+        let growth = end.saturating_sub(length);
+        let room = state.capacity.map_or(u64::MAX, |all| all.saturating_sub(state.used()));
+        if room < growth {
+            return offset;
+        }
+        let zeros = vec![0; index(growth)];
+        let grown = self.with(|inode| inode.write(length, &zeros), &mut state);
+        grown.map_or(offset, |()| end)
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -66,10 +66,9 @@ impl<D: Disk> Storage<D> {
             return Some(Job { task: Task::Tree(Box::new(job)) });
         }
         let staged = self.changes.staged_bytes() + self.hints.staged_bytes();
-        // A flush that waits for many syncs holds up writers, and keeps a memtable in memory for longer.
-        let waits = 0 < self.tree.frozen();
-        let enough = self.config.log_buffer_bytes_max / if waits { 1 } else { 2 };
-        if enough <= staged
+        // The fewer syncs, the less they hold up: commits, and a flush that keeps a memtable in memory. Far enough below what a
+        // commit waits for that it hardly ever comes to that.
+        if self.buffers_max() / 2 <= staged
             && let Some(sync) = self.wal.begin_sync()
         {
             self.changes.set_aside();

@@ -1,4 +1,4 @@
-//! [`Arena`]: the memory of a memtable's nodes, and all the `unsafe` there is in this crate.
+//! [`Arena`]: the memory of a memtable's nodes, and all the `unsafe` there is in this crate but that of `disk/os/window.rs`.
 //!
 //! A node is one entry: its link, its internal key and its stored value, side by side in a block.
 //!
