@@ -282,7 +282,7 @@ pub struct HintPage {
 /// Counts and sizes, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
-    /// Bytes in the memtables.
+    /// Bytes of the memtables, and of memory that is kept for the next one.
     pub memtable_bytes: u64,
     /// Sorted tables.
     pub tables: u64,

@@ -93,7 +93,7 @@ impl<F> Snapshot<F> {
 /// Counts and sizes of a tree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TreeStatus {
-    /// Memory of all memtables, in bytes.
+    /// Memory of all memtables, and what is kept for the next one, in bytes.
     pub(crate) memtable_bytes: u64,
     /// Memtables that wait for their flush.
     pub(crate) frozen: u64,
@@ -259,7 +259,8 @@ impl<D: Disk> Tree<D> {
         let before = self.frozen.back().map_or(self.flushed(), |(_, up_to)| *up_to);
         assert!(before <= up_to);
         self.frozen.push_back((Arc::clone(&self.snapshot.active), up_to));
-        self.publish(Arc::default(), Arc::clone(&self.snapshot.version));
+        let next = Arc::new(self.snapshot.active.successor());
+        self.publish(next, Arc::clone(&self.snapshot.version));
     }
 
     /// What is readable now. Take a new view to see what was inserted after a [`Self::rotate`].
@@ -296,9 +297,10 @@ impl<D: Disk> Tree<D> {
 
     /// Counts and sizes.
     pub(crate) fn status(&self) -> TreeStatus {
-        let memtables = self.snapshot.memtables();
+        let memtables = self.snapshot.memtables().map(Memtable::allocated_bytes);
+        let memtable_bytes = memtables.sum::<usize>() + self.snapshot.active.spare_bytes();
         let mut status = TreeStatus {
-            memtable_bytes: memtables.map(|memtable| memtable.allocated_bytes() as u64).sum(),
+            memtable_bytes: memtable_bytes as u64,
             frozen: self.frozen.len() as u64,
             cached_bytes: self.space.cache.bytes(),
             ..TreeStatus::default()

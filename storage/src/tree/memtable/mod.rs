@@ -26,7 +26,7 @@ mod sync;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use starling_clock::Stamp;
 
@@ -111,6 +111,16 @@ struct Finger {
 }
 
 impl Memtable {
+    /// The empty memtable that comes after this one: it uses the memory that those before it have given back.
+    pub(crate) fn successor(&self) -> Self {
+        Self { arena: Arena::with_spare(Arc::clone(self.arena.spare())), ..Self::default() }
+    }
+
+    /// Memory that memtables before this one and its successors have given back and none has taken again, in bytes.
+    pub(crate) fn spare_bytes(&self) -> usize {
+        self.arena.spare().bytes()
+    }
+
     /// [`Self::insert_at`] the address of the event.
     #[cfg(test)]
     pub(crate) fn insert(&self, event: &Event) -> Inserted {

@@ -163,6 +163,42 @@ fn memory_is_counted_to_the_byte_and_little_of_it_is_overhead() {
 }
 
 #[test]
+fn a_memtable_uses_the_memory_of_those_before_it() {
+    let put =
+        |n: u64| Event { payload: vec![7; 10_000].into(), ..event(1, 1, &n.to_be_bytes(), 1) };
+    let fill = |memtable: &Memtable, first: u64, count: u64| {
+        (first..first + count).for_each(|n| {
+            memtable.insert(&put(n));
+        });
+    };
+    let is_there = |memtable: &Memtable, n: u64| get(memtable, &put(n), Stamp::MAX) == Some(put(n));
+    let first = Memtable::default();
+    fill(&first, 0, 2000);
+    let second = first.successor();
+    assert_eq!(second.spare_bytes(), 0, "the first one has it all");
+    drop(first);
+    let kept = second.spare_bytes();
+    if kept == 0 {
+        return; // The system gives no blocks of that kind.
+    }
+    fill(&second, 5000, 1000);
+    let left = second.spare_bytes();
+    assert!(left < kept, "{left} of {kept}");
+    let third = second.successor();
+    fill(&third, 9000, 100);
+    assert!(
+        (5000..6000).all(|n| is_there(&second, n)) && (9000..9100).all(|n| is_there(&third, n))
+    );
+    assert!(!is_there(&second, 10) && !is_there(&third, 10));
+    // No more is kept than one memtable had.
+    drop(second);
+    assert!(third.spare_bytes() <= kept);
+    let last = third.successor();
+    drop(third);
+    assert!(last.spare_bytes() <= kept);
+}
+
+#[test]
 fn a_few_events_fill_no_block() {
     let memtable = Memtable::default();
     memtable.insert(&event(0, 0, b"key", 1));
