@@ -314,6 +314,7 @@ impl Event {
 ///
 /// # Panics
 /// If they are not there: the caller has checked the length.
+#[inline]
 pub(crate) fn array<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
     *bytes[offset..].first_chunk().expect("the caller checked the length")
 }

@@ -88,40 +88,43 @@ pub(crate) fn put_change(
     head.put_event(event, out);
 }
 
+/// Bytes of an event whose places do not depend on others: action, keyspace, client, and the time of the stamp.
+const FIXED_SIZE: usize = 1 + 8 + 8 + 8;
+
 /// Reads fields one after the other.
 struct Fields<'a> {
-    bytes: &'a [u8],
-    offset: usize,
+    rest: &'a [u8],
 }
 
 impl<'a> Fields<'a> {
+    #[inline]
     fn fixed<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
-        let field = self.bytes.get(self.offset..self.offset + N).ok_or(DecodeError::Short)?;
-        self.offset += N;
-        Ok(array(field, 0))
+        let (field, rest) = self.rest.split_first_chunk().ok_or(DecodeError::Short)?;
+        self.rest = rest;
+        Ok(*field)
     }
 
-    fn word(&mut self) -> Result<u64, DecodeError> {
-        self.fixed().map(u64::from_le_bytes)
-    }
-
+    #[inline]
     fn number(&mut self) -> Result<u64, DecodeError> {
-        let (number, size) = varint::get(&self.bytes[self.offset..])?;
-        self.offset += size;
+        let (number, size) = varint::get(self.rest)?;
+        self.rest = &self.rest[size..];
         Ok(number)
     }
 
-    fn stamp(&mut self) -> Result<Stamp, DecodeError> {
-        let time = HybridTime::from_packed(self.word()?).ok_or(DecodeError::Corrupt("stamp"))?;
-        Ok(Stamp::new(time, NodeId(self.number()?)))
+    /// The rest of a stamp with this time.
+    #[inline]
+    fn stamp(&mut self, time: [u8; 8]) -> Result<Stamp, DecodeError> {
+        let time = HybridTime::from_packed(u64::from_le_bytes(time));
+        Ok(Stamp::new(time.ok_or(DecodeError::Corrupt("stamp"))?, NodeId(self.number()?)))
     }
 
+    #[inline]
     fn event(mut self) -> Result<EventRef<'a>, DecodeError> {
-        let [action] = self.fixed()?;
-        let action = Action::from_u8(action).ok_or(DecodeError::Corrupt("action"))?;
-        let keyspace = KeyspaceId(self.word()?);
-        let client = self.word()?;
-        let stamp = self.stamp()?;
+        let fixed = self.fixed::<FIXED_SIZE>()?;
+        let action = Action::from_u8(fixed[0]).ok_or(DecodeError::Corrupt("action"))?;
+        let keyspace = KeyspaceId(u64::from_le_bytes(array(&fixed, 1)));
+        let client = u64::from_le_bytes(array(&fixed, 9));
+        let stamp = self.stamp(array(&fixed, 17))?;
         let sequence = self.number()?;
         let partition =
             u32::try_from(self.number()?).map_err(|_| DecodeError::Corrupt("partition"))?;
@@ -129,22 +132,12 @@ impl<'a> Fields<'a> {
         if !(1..=KEY_SIZE_MAX).contains(&key_length) {
             return Err(DecodeError::Corrupt("key length"));
         }
-        let key_end = self.offset + key_length;
-        if self.bytes.len() < key_end {
-            return Err(DecodeError::Short);
-        }
-        if self.bytes.len() - key_end > PAYLOAD_SIZE_LIMIT {
+        let (key, payload) = self.rest.split_at_checked(key_length).ok_or(DecodeError::Short)?;
+        if payload.len() > PAYLOAD_SIZE_LIMIT {
             return Err(DecodeError::Corrupt("payload length"));
         }
-        Ok(EventRef {
-            partition,
-            keyspace,
-            key: &self.bytes[self.offset..key_end],
-            stamp,
-            request: RequestId { client, sequence },
-            action,
-            payload: &self.bytes[key_end..],
-        })
+        let request = RequestId { client, sequence };
+        Ok(EventRef { partition, keyspace, key, stamp, request, action, payload })
     }
 }
 
@@ -160,8 +153,9 @@ pub(crate) fn event(bytes: &Bytes) -> Result<Event, DecodeError> {
 ///
 /// # Errors
 /// [`DecodeError`] if it is not that.
+#[inline]
 pub(crate) fn event_in(bytes: &[u8]) -> Result<EventRef<'_>, DecodeError> {
-    Fields { bytes, offset: 0 }.event()
+    Fields { rest: bytes }.event()
 }
 
 /// The reverse of [`put_change`], of all of `bytes`.
@@ -177,14 +171,20 @@ pub(crate) fn change(bytes: &Bytes) -> Result<(Provenance, Option<Stamp>, Event)
 ///
 /// # Errors
 /// [`DecodeError`] if it is not that.
+#[inline]
 pub(crate) fn change_in(
     bytes: &[u8],
 ) -> Result<(Provenance, Option<Stamp>, EventRef<'_>), DecodeError> {
-    let mut fields = Fields { bytes, offset: 0 };
+    let mut fields = Fields { rest: bytes };
     let [first] = fields.fixed()?;
     let provenance = Provenance::from_u8(first & !HAS_PREVIOUS);
     let provenance = provenance.ok_or(DecodeError::Corrupt("provenance"))?;
-    let previous = if first & HAS_PREVIOUS == 0 { None } else { Some(fields.stamp()?) };
+    let previous = if first & HAS_PREVIOUS == 0 {
+        None
+    } else {
+        let time = fields.fixed()?;
+        Some(fields.stamp(time)?)
+    };
     Ok((provenance, previous, fields.event()?))
 }
 

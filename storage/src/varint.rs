@@ -70,7 +70,19 @@ fn encode_number(mut number: u64) -> ([u8; VARINT_SIZE_MAX], usize) {
 ///
 /// # Errors
 /// [`DecodeError::Short`] if more bytes might complete it, [`DecodeError::Corrupt`] if no more bytes can.
+#[inline]
 pub(crate) fn get(bytes: &[u8]) -> Result<(u64, usize), DecodeError> {
+    // Most are short: of one byte or two.
+    match *bytes {
+        [first, ..] if first < 0x80 => Ok((u64::from(first), 1)),
+        [first, second, ..] if 0 < second && second < 0x80 => {
+            Ok((u64::from(first & 0x7f) | u64::from(second) << 7, 2))
+        }
+        _ => get_long(bytes),
+    }
+}
+
+fn get_long(bytes: &[u8]) -> Result<(u64, usize), DecodeError> {
     let mut number = 0;
     for (index, &byte) in bytes.iter().take(VARINT_SIZE_MAX).enumerate() {
         let bits = u64::from(byte & 0x7f);

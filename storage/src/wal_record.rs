@@ -102,6 +102,7 @@ impl<'a> WalRecordRef<'a> {
     ///
     /// # Errors
     /// [`DecodeError`] if nothing is that this code writes.
+    #[inline]
     pub(crate) fn decode(record: u64, bytes: &'a [u8]) -> Result<Self, DecodeError> {
         let number = |offset: usize| {
             let field = bytes.get(offset..offset + 8).ok_or(DecodeError::Short)?;

@@ -112,8 +112,8 @@ impl<D: Disk> Recovery<D> {
                 }
             }
         }
-        let staged = self.changes.staged_bytes() + self.hints.staged_bytes();
-        if sealed && staged > self.buffer_bytes_max {
+        let staged = || self.changes.staged_bytes() + self.hints.staged_bytes();
+        if sealed && staged() > self.buffer_bytes_max {
             self.changes.publish();
             self.hints.publish();
             self.changes.write_out()?;

@@ -122,6 +122,7 @@ pub(crate) struct Records<'a> {
 impl<'a> Iterator for Records<'a> {
     type Item = Result<(u64, &'a [u8]), DecodeError>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         let ended = self.number == self.next;
         if ended && self.offset == self.bytes.len() {
@@ -139,6 +140,7 @@ impl<'a> Iterator for Records<'a> {
 }
 
 /// Where the record whose length stands at `offset` starts and ends.
+#[inline]
 pub(crate) fn record_span(records: &[u8], offset: usize) -> Result<(usize, usize), DecodeError> {
     let (length, size) = varint::get(records.get(offset..).ok_or(DecodeError::Short)?)?;
     let length = usize::try_from(length).map_err(|_| DecodeError::Corrupt("record length"))?;
@@ -240,6 +242,14 @@ pub(super) fn decode_header(bytes: &[u8]) -> Result<Header, DecodeError> {
 /// [`DecodeError::Short`] if the header is not all there, [`DecodeError::Corrupt`] if it cannot be one.
 pub(crate) fn frame_size(bytes: &[u8]) -> Result<usize, DecodeError> {
     Ok(FRAME_HEADER_SIZE + decode_header(bytes)?.length)
+}
+
+/// Whether the frame at the start of `bytes` is all there, if it is one. Cheaper than [`frame_size`].
+pub(super) fn is_whole(bytes: &[u8]) -> bool {
+    bytes
+        .len()
+        .checked_sub(FRAME_HEADER_SIZE)
+        .is_some_and(|payload| u32::from_le_bytes(array(bytes, 4)) as usize <= payload)
 }
 
 /// Reads the frame at the start of `bytes`, which gets a buffer of its own, and tells how many bytes it took.

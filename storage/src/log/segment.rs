@@ -14,7 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use starling_clock::mutation::{self, Mutation};
 
-use super::frame::{FRAME_HEADER_SIZE, Frame, FrameRef, decode_frame_in, frame_size};
+use super::frame::{FRAME_HEADER_SIZE, Frame, FrameRef, decode_frame_in, frame_size, is_whole};
 use crate::event::{DecodeError, array};
 use crate::{Disk, DiskFile, Error};
 
@@ -343,11 +343,8 @@ impl<F: DiskFile> Frames<'_, F> {
         if self.number == self.until || (open_end && self.offset == self.segment.len) {
             return Ok(None);
         }
-        let rest = &self.buffer[self.start..];
-        match frame_size(rest) {
-            Err(DecodeError::Short) => self.fill()?,
-            Ok(size) if rest.len() < size => self.fill()?,
-            _ => {}
+        if !is_whole(&self.buffer[self.start..]) {
+            self.fill()?;
         }
         let (segment, offset) = (self.segment, self.offset);
         let bad = |error| bad_frame(&segment.path, offset, error);

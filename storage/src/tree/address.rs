@@ -49,8 +49,9 @@ impl Addresses {
     /// The address of one event, in place of all others.
     pub(crate) fn only(&mut self, partition: u32, id: EventId<'_>) -> Address<'_> {
         self.clear();
-        let number = self.push(partition, id);
-        self.get(number)
+        internal_key::append(&mut self.keys, partition, id.keyspace, id.key, id.stamp);
+        let key_hash = key_hash(internal_key::prefix_of(&self.keys));
+        Address { key: &self.keys, key_hash, id_hash: id.hash() }
     }
 
     /// Takes all of them back.

@@ -87,7 +87,7 @@ impl SearchKey {
     pub(crate) fn new(partition: u32, keyspace: KeyspaceId, key: &[u8], stamp: Stamp) -> Self {
         let mut short = [0; SHORT_SIZE];
         let size = HEAD_SIZE + key.len() + 2 + Stamp::SIZE;
-        if SHORT_SIZE < size || key.contains(&ESCAPE) {
+        if SHORT_SIZE < size || has_escape(key) {
             let long = encode(partition, keyspace, key, stamp);
             return Self { short, size: long.len(), long };
         }
@@ -120,12 +120,18 @@ pub(crate) fn keys_from(partition: u32, keyspace: KeyspaceId, key_prefix: &[u8])
     out
 }
 
+/// Looks at all of it, which takes less for a key than to stop early.
+#[inline]
+fn has_escape(key: &[u8]) -> bool {
+    key.iter().fold(0, |found, &byte| found | u8::from(byte == ESCAPE)) != 0
+}
+
 fn append_keys_from(out: &mut Vec<u8>, partition: u32, keyspace: KeyspaceId, key_prefix: &[u8]) {
     let mut head = [0; HEAD_SIZE];
     put_array(&mut head, 0, partition.to_be_bytes());
     put_array(&mut head, 4, keyspace.0.to_be_bytes());
     out.extend_from_slice(&head);
-    if !key_prefix.contains(&ESCAPE) {
+    if !has_escape(key_prefix) {
         out.extend_from_slice(key_prefix);
         return;
     }

@@ -73,14 +73,14 @@ impl Group {
         &self.height
     }
 
-    /// Takes an event into the digest. Only the writer does this.
-    pub(super) fn count(&self, hash: u64) {
+    /// Takes events into the digest. Only the writer does this.
+    pub(super) fn count(&self, added: Digest) {
         let counted = self.counted.load(Ordering::Relaxed);
         self.counted.store(counted + 1, Ordering::Relaxed);
-        let hash = self.hash.load(Ordering::Relaxed) ^ hash;
+        let hash = self.hash.load(Ordering::Relaxed) ^ added.hash;
         // Whoever reads this hash sees that it is being changed, or has been.
         self.hash.store(hash, Ordering::Release);
-        self.counted.store(counted + 2, Ordering::Release);
+        self.counted.store(counted + 2 * added.events, Ordering::Release);
     }
 
     /// The digest of all events counted so far.

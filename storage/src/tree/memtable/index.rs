@@ -127,6 +127,26 @@ fn line_of(tag: u32) -> usize {
     ((tag as usize & ((1 << LINE_BITS) - 1)) * LINES) >> LINE_BITS
 }
 
+/// The entries in the order of their places in a directory of this depth, and where those of each place end.
+fn by_place(entries: &[u64], depth: u32) -> (Vec<u64>, Vec<usize>) {
+    let mut ends = vec![0; 1 << depth];
+    for &entry in entries {
+        ends[place(tag_in(entry), depth)] += 1;
+    }
+    let mut end = 0;
+    for places in &mut ends {
+        // Where they begin, until each has been put there.
+        end += std::mem::replace(places, end);
+    }
+    let mut grouped = vec![0; entries.len()];
+    for &entry in entries {
+        let next = &mut ends[place(tag_in(entry), depth)];
+        grouped[*next] = entry;
+        *next += 1;
+    }
+    (grouped, ends)
+}
+
 impl Segment {
     fn new() -> Self {
         let lines = std::array::from_fn(|_| Line(std::array::from_fn(|_| AtomicU64::new(0))));
@@ -200,19 +220,35 @@ impl Index {
         prefetch(&segment.lines[line_of(tag)]);
     }
 
-    /// Makes segments for so many entries: then few are split as they come. The index is empty.
-    pub(super) fn reserve(&self, writer: &mut IndexWriter, entries: usize) {
+    /// Adds numbers that are not there, each below the upper half of its hash, to an index that is empty. Segment after segment:
+    /// what is added one by one, in any order, waits for memory each time.
+    pub(super) fn fill(&self, writer: &mut IndexWriter, entries: &[u64]) {
         assert!(writer.segments.is_empty());
-        writer.expected = entries;
-        let segments = (entries / SPLIT_AT).next_power_of_two();
+        writer.expected = entries.len();
+        let segments = (entries.len() / SPLIT_AT).next_power_of_two();
         let depth = segments.ilog2().min(DEPTH_MAX);
         // If they are all but full, each will be split.
-        let nearly_full = SPLIT_AT - SPLIT_AT / 8 < entries >> depth;
+        let nearly_full = SPLIT_AT - SPLIT_AT / 8 < entries.len() >> depth;
         let depth = (depth + u32::from(nearly_full)).min(DEPTH_MAX);
-        for _ in 0..1_u32 << depth {
-            self.push_segment(writer, depth, Segment::new(), 0);
+        let mut left_over = Vec::new();
+        let (grouped, ends) = by_place(entries, depth);
+        let mut start = 0;
+        for end in ends {
+            let here = &grouped[start..end];
+            let (fit, more) = here.split_at(here.len().min(SPLIT_AT));
+            let segment = Segment::new();
+            for &entry in fit {
+                assert!(segment.put(tag_in(entry), number_in(entry)));
+            }
+            self.push_segment(writer, depth, segment, fit.len());
+            writer.entries += fit.len();
+            left_over.extend_from_slice(more);
+            start = end;
         }
         self.push_directory(writer, depth, |place| u32::try_from(place).expect("20 bits"));
+        for entry in left_over {
+            self.add(writer, entry, number_in(entry));
+        }
     }
 
     /// Adds a number that is not there.
@@ -369,15 +405,15 @@ mod tests {
     #[test]
     fn hashes_of_one_kind_cost_no_more_memory_than_others() {
         let hashes = [|_| 0, |n: u32| u64::from(n), |n: u32| u64::from(n) << 32];
-        for (hash, expected) in
-            hashes.into_iter().zip([0, 0, 0]).chain(hashes.map(|hash| (hash, 20_000)))
-        {
+        let one_by_one = hashes.map(|hash| (hash, false));
+        for (hash, is_filled) in one_by_one.into_iter().chain(hashes.map(|hash| (hash, true))) {
             let (index, mut writer) = (Index::default(), IndexWriter::default());
-            if 0 < expected {
-                index.reserve(&mut writer, expected);
-            }
-            for number in 1..20_000 {
-                index.add(&mut writer, hash(number), number);
+            let entries = 1..20_000_u32;
+            if is_filled {
+                let entry = |number| hash(number) & !u64::from(u32::MAX) | u64::from(number);
+                index.fill(&mut writer, &entries.map(entry).collect::<Vec<_>>());
+            } else {
+                entries.for_each(|number| index.add(&mut writer, hash(number), number));
             }
             assert_eq!(index.find(1 << 63, |_| false), Found::Unsure, "most were left out");
             assert!(writer.bytes() < 20_000 * 64, "{}", writer.bytes());
@@ -399,17 +435,12 @@ mod tests {
     }
 
     #[test]
-    fn room_that_was_reserved_is_used() {
-        for entries in [1, 200, 217, 218, 1_000, 5_000, 30_000, 54_000, 55_000, 100_000_u32] {
+    fn one_that_is_filled_at_once_has_all_and_takes_more() {
+        for entries in [0, 1, 200, 217, 218, 1_000, 5_000, 30_000, 54_000, 55_000, 100_000_u32] {
             let (index, mut writer) = (Index::default(), IndexWriter::default());
-            index.reserve(&mut writer, entries as usize);
-            let reserved = writer.bytes;
             let hash = |number: u32| xxh3_64(&number.to_le_bytes());
-            let mut numbers: Vec<u32> = (1..=entries).collect();
-            numbers.sort_unstable_by_key(|number| hash(*number));
-            for number in numbers {
-                index.add(&mut writer, hash(number), number);
-            }
+            let entry = |number| hash(number) & !u64::from(u32::MAX) | u64::from(number);
+            index.fill(&mut writer, &(1..=entries).map(entry).collect::<Vec<_>>());
             for number in 1..=2 * entries {
                 let found = index.find(hash(number), |found| found == number);
                 let expected =
@@ -417,12 +448,18 @@ mod tests {
                 assert_eq!(found, expected, "{number} of {entries}");
             }
             let segment = size_of::<Segment>() + 64;
-            assert!(writer.bytes <= reserved + reserved / 4 + segment, "{entries}: few were split");
             assert!(
                 writer.bytes <= entries as usize * 30 + 3 * segment,
                 "{entries}: {}",
                 writer.bytes
             );
+            for number in entries + 1..=entries + 1_000 {
+                index.add(&mut writer, hash(number), number);
+            }
+            for number in 1..=entries + 1_000 {
+                let found = index.find(hash(number), |found| found == number);
+                assert_eq!(found, Found::Number(number), "{number} of {entries}");
+            }
         }
     }
 

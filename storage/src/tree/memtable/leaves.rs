@@ -14,7 +14,9 @@
 //! - A slot is one word: 32 bits of the key, behind what all keys that the leaf may ever hold have in common, and
 //!   the event's number. Lesser bits are a lesser key; equal bits say nothing.
 
-use super::arena::{Arena, NodeRef, prefetch};
+use std::ops::Range;
+
+use super::arena::{Arena, NodeRef, prefetch, window};
 use super::groups::Group;
 use super::skiplist::{self, HEIGHT_MAX, List, Path};
 use super::stable::Stable;
@@ -63,6 +65,15 @@ impl Leaf {
     fn window(&self) -> u128 {
         let [high, low] = &self.window;
         u128::from(high.load(Ordering::Relaxed)) << 64 | u128::from(low.load(Ordering::Relaxed))
+    }
+
+    /// Says what it begins with: this event, and the window on its key.
+    fn begin(&self, first: u32, window: u128) {
+        let [high, low] = [window >> 64, window & u128::from(u64::MAX)];
+        for (half, value) in self.window.iter().zip([high, low]) {
+            half.store(u64::try_from(value).expect("half of it"), Ordering::Relaxed);
+        }
+        self.first.store(first, Ordering::Relaxed);
     }
 
     fn count(&self) -> usize {
@@ -116,7 +127,7 @@ impl Leaf {
         self.shared.store(u32::try_from(shared).expect("a key's length"), Ordering::Relaxed);
         for slot in &self.slots[..self.count()] {
             let number = number_in(slot.load(Ordering::Relaxed));
-            let bits = bits(rest_at(arena, number), shared);
+            let bits = bits_at(arena, number, shared);
             slot.store(slot_of(bits, number), Ordering::Release);
         }
     }
@@ -137,6 +148,10 @@ fn bits_in(slot: u64) -> u32 {
 /// How many bytes all keys between these two begin with.
 fn shared_by(low: &[u8], high: &[u8]) -> usize {
     low.iter().zip(high).take_while(|(low, high)| low == high).count()
+}
+
+fn bits_at(arena: &Arena, number: u32, shared: usize) -> u32 {
+    bits(rest_at(arena, number), shared)
 }
 
 fn rest_at(arena: &Arena, number: u32) -> &[u8] {
@@ -261,6 +276,48 @@ pub(super) struct Place {
     pub(super) before: u32,
 }
 
+/// How far the leaves of a group are filled that nothing is inserted into meanwhile.
+pub(super) struct Filled {
+    /// The last leaf.
+    last: u32,
+    /// It has its events.
+    is_full: bool,
+    /// The last leaf of each level, but for the first one of the group.
+    path: Path,
+    /// Of windows, which bits are known of events that are to come.
+    known: Range<u32>,
+}
+
+impl Filled {
+    /// There is an empty leaf, the first one. Of each event 64 bits of the window on its key will be known, from this one on.
+    pub(super) fn new(first: u32, known_from: u32) -> Self {
+        let known = known_from..u128::BITS.min(known_from + u64::BITS);
+        Self { last: first, is_full: false, path: Path::default(), known }
+    }
+
+    /// [`bits`] of a key of which these are known, if they are among them.
+    fn bits(&self, known: u64, shared: usize) -> Option<u32> {
+        let from = u32::try_from(8 * shared).ok()?;
+        let is_known = self.known.start <= from && from + u32::BITS <= self.known.end;
+        let upper = |bits: u64| u32::try_from(bits >> 32).expect("32 bits");
+        is_known.then(|| upper(known << (from - self.known.start)))
+    }
+
+    /// Of events that share so many bytes, with what is known of each: less of that, if it tells them apart without a look at
+    /// their keys.
+    fn cheaper(&self, shared: usize, events: &[(u32, u64)]) -> usize {
+        let bytes = |bits: u32| (bits / u8::BITS) as usize;
+        let less = shared.min(bytes(self.known.end - u32::BITS));
+        let bits = |(_, known): &(u32, u64)| self.bits(*known, less);
+        if events.is_sorted_by(|left, right| bits(left) < bits(right)) { less } else { shared }
+    }
+
+    /// The last leaf.
+    pub(super) fn leaf(&self) -> u32 {
+        self.last
+    }
+}
+
 impl Leaves<'_> {
     /// An event before the target from which there are few more to it, 0 if it is to be walked to from the beginning.
     #[inline]
@@ -329,7 +386,7 @@ impl Leaves<'_> {
         if window != target.window {
             return window < target.window;
         }
-        rest_at(self.arena, leaf.first.load(Ordering::Relaxed)) < target.rest()
+        rest_at(self.arena, leaf.first.load(Ordering::Relaxed)) < target.rest
     }
 
     /// Where the target goes. Only the writer asks, and for what is not here.
@@ -372,6 +429,45 @@ impl Leaves<'_> {
         last
     }
 
+    /// Gives events behind all others, which are linked and sorted, their slots: as many as fit a leaf, and `next` is the one behind
+    /// them, or the last ones. With each comes what is known of its window. A leaf that this takes is as high as is drawn then.
+    pub(super) fn fill(
+        &self,
+        (writer, tall): (&mut LeafWriter, &mut Tall),
+        filled: &mut Filled,
+        events: &[(u32, u64)],
+        next: Option<u32>,
+        height: impl FnOnce() -> usize,
+    ) {
+        let (first, _) = events[0];
+        let begin = rest_at(self.arena, first);
+        if filled.is_full {
+            let added = self.store.add(writer);
+            self.store.get(added).begin(first, window(begin));
+            let height = height();
+            skiplist::link_in(self, added, height, &filled.path);
+            filled.path[..height].fill(added);
+            if TALL <= height {
+                tall.add(window(begin), added);
+            }
+            filled.last = added;
+        }
+        let is_first = !std::mem::replace(&mut filled.is_full, true);
+        let leaf = self.store.get(filled.last);
+        let shared = match next {
+            Some(next) if !is_first => shared_by(begin, rest_at(self.arena, next)),
+            _ => 0,
+        };
+        let shared = filled.cheaper(shared, events);
+        leaf.shared.store(u32::try_from(shared).expect("a key's length"), Ordering::Relaxed);
+        for (slot, &(event, known)) in leaf.slots.iter().zip(events) {
+            let bits = filled.bits(known, shared);
+            let bits = bits.unwrap_or_else(|| bits_at(self.arena, event, shared));
+            slot.store(slot_of(bits, event), Ordering::Release);
+        }
+        leaf.set_count(events.len());
+    }
+
     /// Makes room in a full leaf by another one behind it: for the upper half, or for what comes behind the last event
     /// alone, so that keys that rise leave full leaves. Where the slot goes now, and the added leaf if it is the last.
     fn split(
@@ -390,12 +486,8 @@ impl Leaves<'_> {
 
         let added = self.store.add(writer);
         let upper = self.store.get(added);
-        let window = super::arena::window(first_rest);
-        let [high, low] = [window >> 64, window & u128::from(u64::MAX)];
-        for (half, value) in upper.window.iter().zip([high, low]) {
-            half.store(u64::try_from(value).expect("half of it"), Ordering::Relaxed);
-        }
-        upper.first.store(first, Ordering::Relaxed);
+        let begin = window(first_rest);
+        upper.begin(first, begin);
         upper.shared.store(leaf.shared.load(Ordering::Relaxed), Ordering::Relaxed);
         for (to, from) in upper.slots.iter().zip(&leaf.slots[stay..]) {
             to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -406,7 +498,7 @@ impl Leaves<'_> {
         upper.set_shared(self.arena, end.map_or(0, |end| shared_by(first_rest, end)));
         skiplist::link_in(self, added, height, &path);
         if TALL <= height {
-            tall.add(window, added);
+            tall.add(begin, added);
         }
 
         leaf.set_count(stay);

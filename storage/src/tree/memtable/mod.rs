@@ -173,7 +173,7 @@ impl Memtable {
         if next == 0 {
             (finger.last, finger.window) = (node.number(), target.window);
         }
-        group.count(id_hash);
+        group.count(Digest { events: 1, hash: id_hash });
         match newest {
             None => self.keys.add(&mut writer.keys, hash, node.number()),
             Some((before, _)) if previous < Some(event.stamp) => {
@@ -428,34 +428,14 @@ impl Memtable {
 /// What a search in a group is for, less the head, which is the group's.
 struct Target<'a> {
     window: u128,
-    rest: Rest<'a>,
-}
-
-/// A key less its head, or where it is: it may be far, and is seldom asked for.
-#[derive(Clone, Copy)]
-enum Rest<'a> {
-    Near(&'a [u8]),
-    In(Node<'a>),
+    rest: &'a [u8],
 }
 
 impl<'a> Target<'a> {
     /// `target` may be shorter than a head: then it is before all keys of the group, or the group is not searched.
     fn new(target: &'a [u8]) -> Self {
         let rest = rest_of(target);
-        Self { window: window(rest), rest: Rest::Near(rest) }
-    }
-
-    /// The key of `node`, whose window this is.
-    fn of(node: Node<'a>, window: u128) -> Self {
-        Self { window, rest: Rest::In(node) }
-    }
-
-    #[inline]
-    fn rest(&self) -> &'a [u8] {
-        match self.rest {
-            Rest::Near(rest) => rest,
-            Rest::In(node) => rest_of(node.key()),
-        }
+        Self { window: window(rest), rest }
     }
 
     /// Four bytes behind the first `shared` ones, as a number; what is shorter is filled up with zeros.
@@ -466,7 +446,7 @@ impl<'a> Target<'a> {
                 let bits = (self.window >> (8 * behind)) & u128::from(u32::MAX);
                 u32::try_from(bits).expect("32 bits")
             }
-            None => bits(self.rest(), shared),
+            None => bits(self.rest, shared),
         }
     }
 
@@ -477,7 +457,7 @@ impl<'a> Target<'a> {
         if window != self.window {
             return window < self.window;
         }
-        rest_of(node.key()) < self.rest()
+        rest_of(node.key()) < self.rest
     }
 }
 

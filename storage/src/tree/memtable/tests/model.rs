@@ -179,6 +179,43 @@ fn a_hundred_thousand_keys_in_bulk_are_found_and_in_order() {
     assert!(bytes.abs_diff(memtable.bytes()) < bytes / 10, "{} and {bytes}", memtable.bytes());
 }
 
+/// Keys whose first differing bit, and those behind it, say little: what is cheap to sort by and to search by leaves most of
+/// them equal.
+#[test]
+fn keys_that_their_windows_do_not_tell_apart_are_found_in_a_bulk() {
+    let key = |number: u64| match number % 4 {
+        0 => format!("a the same for some {number:06}"),
+        1 => format!("z the same for some {number:06}"),
+        2 => format!("b{:03}-------{number:06}", number % 32),
+        _ => format!("b{:03}", number % 7),
+    };
+    let of = |number: u64| event(1, 5, key(number * 7_919 % 8_000).as_bytes(), 1 + number % 5_000);
+    let (memtable, mut model) = (Arc::new(Memtable::default()), BTreeMap::new());
+    let mut bulk = Bulk::new(Arc::clone(&memtable));
+    for event in (0..8_000).map(of) {
+        bulk.add(&reference(&event));
+        model.entry(internal(&event)).or_insert(event);
+    }
+    bulk.finish();
+    check_walks(&memtable, &model, &[]);
+    for event in (0..8_000).map(of) {
+        let mut cursor = memtable.seek(&internal(&event));
+        assert_eq!(cursor.key(), Some(&internal(&event)[..]));
+        cursor.retreat();
+        let before = model.range(..internal(&event)).next_back();
+        assert_eq!(cursor.key(), before.map(|(key, _)| &key[..]));
+    }
+    for number in (0..8_000).step_by(97) {
+        check_points(&memtable, &model, &of(number));
+    }
+    for number in 0..2_000 {
+        let event = event(1, 5, key(number).as_bytes(), 6_000);
+        memtable.insert(&event);
+        model.insert(internal(&event), event);
+    }
+    check_walks(&memtable, &model, &[]);
+}
+
 /// Many keys, so that the index grows and lists get high, in an order that rises by stretches.
 #[test]
 fn a_hundred_thousand_keys_are_found_and_in_order() {
