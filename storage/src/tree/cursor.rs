@@ -6,19 +6,23 @@
 //! - An error of one source ends the read: a damaged table never makes events disappear.
 //! - A cursor goes one way until it is told where to begin anew: a merge of sources has to search for the event before
 //!   the present one in each of them.
-//!
 //! - Of a table that begins behind where the walk is (ends before, backwards) nothing is read before the walk is there.
 //!
-//! The sources that have events left are a binary heap, of which the second is known besides the first: a step costs one
-//! comparison while events come from one source.
+//! The sources that have events left are kept sorted, by insertion: they are few, and a step costs one comparison while events
+//! come from one source. Who wants one version of each key passes the others in all sources at once.
 
 use std::cmp::Ordering;
 
+use super::internal_key::{is_version, past_key};
 use super::memtable::{Memtable, MemtableCursor};
 use super::stored::{Stored, StoredRef};
 use super::table::TableCursor;
+use super::words;
 use crate::disk::DiskFile;
 use crate::error::Error;
+
+/// Versions of a key that are stepped over in a source before what is behind them is searched for.
+const STEPS_BEFORE_SEEK: usize = if cfg!(test) { 2 } else { 8 };
 
 /// One sorted source.
 pub(crate) enum Source<'a, F> {
@@ -55,6 +59,36 @@ impl<F: DiskFile> Source<'_, F> {
         Ok(())
     }
 
+    /// Whether it is on a version of the key that `prefix` is of.
+    #[inline]
+    fn is_on(&self, prefix: &[u8]) -> bool {
+        self.key().is_some_and(|internal| is_version(internal, prefix))
+    }
+
+    /// Moves forwards past the versions of that key, on one of which it is: by steps if they are few, else by a search. How many
+    /// moves that took.
+    #[inline]
+    fn pass(&mut self, prefix: &[u8]) -> Result<usize, Error> {
+        let is_other = |key: Option<&[u8]>| !key.is_some_and(|key| is_version(key, prefix));
+        for before in 0..STEPS_BEFORE_SEEK {
+            let is_other = match self {
+                Self::Memtable(_, cursor) => {
+                    cursor.advance();
+                    is_other(cursor.key())
+                }
+                Self::Table(cursor) => {
+                    cursor.advance()?;
+                    is_other(cursor.key())
+                }
+            };
+            if is_other {
+                return Ok(before + 1);
+            }
+        }
+        self.seek(&past_key(prefix), false)?;
+        Ok(STEPS_BEFORE_SEEK + 1)
+    }
+
     fn seek(&mut self, target: &[u8], backwards: bool) -> Result<(), Error> {
         match (self, backwards) {
             (Self::Memtable(memtable, cursor), false) => *cursor = memtable.seek(target),
@@ -66,23 +100,28 @@ impl<F: DiskFile> Source<'_, F> {
     }
 }
 
+/// A source that has events left.
+#[derive(Clone, Copy)]
+struct Live {
+    source: usize,
+    /// The event that it is on is also the one that the source behind it is on.
+    tied: bool,
+}
+
 /// Walks the union of its sources.
 pub(crate) struct MergeCursor<'a, F> {
-    /// The first `live` of them are a heap, the one that comes next on top; the rest have no event left.
     sources: Vec<Source<'a, F>>,
-    live: usize,
+    /// The one that comes next is the last.
+    live: Vec<Live>,
     backwards: bool,
-    /// Which of those below the top comes before the others; any number if there is none.
-    second: usize,
-    /// The event on top is the second's too.
-    tied: bool,
 }
 
 impl<'a, F: DiskFile> MergeCursor<'a, F> {
     /// A cursor on the least event of all sources, which stand where the walk begins.
     pub(crate) fn new(sources: Vec<Source<'a, F>>) -> Self {
-        let mut cursor = Self { sources, live: 0, backwards: false, second: 1, tied: false };
-        cursor.build();
+        let live = Vec::with_capacity(sources.len());
+        let mut cursor = Self { sources, live, backwards: false };
+        cursor.sort();
         cursor
     }
 
@@ -98,13 +137,13 @@ impl<'a, F: DiskFile> MergeCursor<'a, F> {
     /// If the cursor goes backwards.
     pub(crate) fn seek_onwards(&mut self, target: &[u8]) -> Result<(), Error> {
         assert!(!self.backwards);
-        let live = std::mem::take(&mut self.live);
-        for source in &mut self.sources[..live] {
+        self.live.clear();
+        for source in &mut self.sources {
             if source.key().is_some_and(|key| key < target) {
                 source.seek(target, false)?;
             }
         }
-        self.build();
+        self.sort();
         Ok(())
     }
 
@@ -116,17 +155,15 @@ impl<'a, F: DiskFile> MergeCursor<'a, F> {
     /// The internal key of the event, `None` past the last one.
     #[inline]
     pub(crate) fn key(&self) -> Option<&[u8]> {
-        if self.live == 0 { None } else { self.sources[0].key() }
+        self.live.last().and_then(|next| self.sources[next.source].key())
     }
 
     /// Makes sure that the event was read. Call it before [`Self::borrowed`] and [`Self::stored`], once it is clear that
     /// the event is wanted.
     #[inline]
     pub(crate) fn arrive(&mut self) -> Result<(), Error> {
-        if self.live == 0 {
-            return Ok(());
-        }
-        self.sources[0].arrive().inspect_err(|_| self.live = 0)
+        let Some(next) = self.live.last() else { return Ok(()) };
+        self.sources[next.source].arrive().inspect_err(|_| self.live.clear())
     }
 
     /// What there is of the event beside its internal key.
@@ -135,8 +172,7 @@ impl<'a, F: DiskFile> MergeCursor<'a, F> {
     /// If the cursor is past the last event, or has not arrived there.
     #[inline]
     pub(crate) fn borrowed(&self) -> Result<StoredRef<'_>, Error> {
-        assert!(0 < self.live, "the cursor is on an event");
-        match &self.sources[0] {
+        match self.next() {
             Source::Memtable(_, cursor) => {
                 Ok(cursor.entry().expect("the cursor is on an event").stored())
             }
@@ -149,112 +185,130 @@ impl<'a, F: DiskFile> MergeCursor<'a, F> {
     /// # Panics
     /// As [`Self::borrowed`].
     pub(crate) fn stored(&self) -> Result<Stored, Error> {
-        match self.sources.first() {
-            Some(Source::Table(cursor)) if 0 < self.live => cursor.stored(),
-            _ => self.borrowed().map(StoredRef::to_stored),
+        match self.next() {
+            Source::Table(cursor) => cursor.stored(),
+            Source::Memtable(..) => self.borrowed().map(StoredRef::to_stored),
         }
+    }
+
+    /// The source that the event is of.
+    #[inline]
+    fn next(&self) -> &Source<'a, F> {
+        &self.sources[self.live.last().expect("the cursor is on an event").source]
     }
 
     /// Moves to the next event in the way that the cursor goes, past every copy of this one.
     pub(crate) fn advance(&mut self) -> Result<(), Error> {
-        while 0 < self.live {
-            let tied = self.tied;
-            self.step_first()?;
-            if !tied {
+        let mut moved = self.live.len();
+        for next in self.live.iter().rev() {
+            moved -= 1;
+            if let Err(error) = self.sources[next.source].step(self.backwards) {
+                self.live.clear();
+                return Err(error);
+            }
+            if !next.tied {
                 break;
             }
         }
+        self.settle(moved);
         Ok(())
     }
 
-    /// Steps the source on top of the heap, and puts the heap right.
-    fn step_first(&mut self) -> Result<(), Error> {
-        if let Err(error) = self.sources[0].step(self.backwards) {
-            self.live = 0;
-            return Err(error);
-        }
-        if self.sources[0].key().is_none() {
-            self.live -= 1;
-            self.sources.swap(0, self.live);
-            self.sift_down(0);
-            self.find_second();
-        } else if 1 < self.live {
-            let order = self.compare(0, self.second);
-            self.tied = order == Ordering::Equal;
-            if order == Ordering::Greater {
-                self.give_way();
+    /// Moves forwards past the versions of the key that `prefix` is of, on one of which the cursor is, to the first event of
+    /// another key. How many moves of sources that took.
+    ///
+    /// # Panics
+    /// If the cursor goes backwards.
+    pub(crate) fn pass_key(&mut self, prefix: &[u8]) -> Result<usize, Error> {
+        assert!(!self.backwards);
+        let (mut moved, mut moves) = (self.live.len(), 0);
+        for next in self.live.iter().rev() {
+            let source = &mut self.sources[next.source];
+            // The cursor is on a version.
+            if moved < self.live.len() && !source.is_on(prefix) {
+                break;
+            }
+            moved -= 1;
+            match source.pass(prefix) {
+                Ok(more) => moves += more,
+                Err(error) => {
+                    self.live.clear();
+                    return Err(error);
+                }
             }
         }
-        Ok(())
-    }
-
-    /// The second comes before the source on top, which takes its place.
-    fn give_way(&mut self) {
-        let place = self.second;
-        self.sources.swap(0, place);
-        let stays = !self.sift_down(place);
-        self.second = self.least_below();
-        // What gave way is not the same event: that is known already.
-        let known = stays && self.second == place;
-        self.tied = !known && self.compare(0, self.second) == Ordering::Equal;
+        self.settle(moved);
+        Ok(moves)
     }
 
     fn seek_all(&mut self, target: &[u8], backwards: bool) -> Result<(), Error> {
-        self.live = 0;
+        self.live.clear();
         self.backwards = backwards;
         for source in &mut self.sources {
             source.seek(target, backwards)?;
         }
-        self.build();
+        self.sort();
         Ok(())
     }
 
-    fn build(&mut self) {
-        self.live = 0;
-        for index in 0..self.sources.len() {
-            if self.sources[index].key().is_some() {
-                self.sources.swap(index, self.live);
-                self.live += 1;
-            }
-        }
-        for index in (0..self.live / 2).rev() {
-            self.sift_down(index);
-        }
-        self.find_second();
+    /// Sorts all sources.
+    fn sort(&mut self) {
+        self.live.clear();
+        self.live.extend((0..self.sources.len()).map(|source| Live { source, tied: false }));
+        self.insert_from(0);
     }
 
-    fn find_second(&mut self) {
-        self.second = self.least_below();
-        self.tied = 1 < self.live && self.compare(0, self.second) == Ordering::Equal;
-    }
-
-    /// Which of those right below the top comes first.
-    fn least_below(&self) -> usize {
-        if 2 < self.live && self.compare(2, 1) == Ordering::Less { 2 } else { 1 }
-    }
-
-    /// Moves a source down to where it belongs, and tells whether that is elsewhere.
-    fn sift_down(&mut self, start: usize) -> bool {
-        let mut index = start;
-        loop {
-            let mut first = index;
-            for child in [2 * index + 1, 2 * index + 2] {
-                if child < self.live && self.compare(child, first) == Ordering::Less {
-                    first = child;
-                }
-            }
-            if first == index {
-                return index != start;
-            }
-            self.sources.swap(index, first);
-            index = first;
-        }
-    }
-
-    /// Which of two sources comes first in the way that the cursor goes.
+    /// The sources from `moved` on are on other events than they were, or on none: puts them where they belong.
     #[inline]
-    fn compare(&self, left: usize, right: usize) -> Ordering {
-        let order = self.sources[left].key().cmp(&self.sources[right].key());
+    fn settle(&mut self, moved: usize) {
+        let is_alone = self.live.len() == 1 && self.key().is_some();
+        if !is_alone {
+            self.insert_from(moved);
+        }
+    }
+
+    fn insert_from(&mut self, moved: usize) {
+        let mut place = moved;
+        while let Some(Live { source, .. }) = self.live.get(place) {
+            let Some(key) = self.sources[*source].key() else {
+                self.live.remove(place);
+                continue;
+            };
+            // Mostly it is the one that comes next.
+            let order = place.checked_sub(1).map_or(Ordering::Less, |next| self.compare(key, next));
+            self.live[place].tied = order == Ordering::Equal;
+            if order == Ordering::Greater {
+                self.move_back(place);
+            }
+            place += 1;
+        }
+    }
+
+    /// Puts a live source where it belongs among those before its place, which are sorted; not next.
+    fn move_back(&mut self, place: usize) {
+        let mut moving = self.live[place];
+        let key = self.sources[moving.source].key().unwrap_or_default();
+        let (mut low, mut high) = (0, place - 1);
+        while low < high {
+            let middle = low.midpoint(high);
+            let order = self.compare(key, middle);
+            if order == Ordering::Greater {
+                high = middle;
+            } else {
+                (low, moving.tied) = (middle + 1, order == Ordering::Equal);
+            }
+        }
+        for behind in (low..place).rev() {
+            self.live[behind + 1] = self.live[behind];
+        }
+        self.live[low] = moving;
+    }
+
+    /// How `key` compares to the event that the live source at `place` is on, in the way that the cursor goes.
+    #[inline]
+    fn compare(&self, key: &[u8], place: usize) -> Ordering {
+        let other = self.sources[self.live[place].source].key().unwrap_or_default();
+        let order = words::compare(key, other);
         if self.backwards { order.reverse() } else { order }
     }
 }
@@ -268,6 +322,7 @@ mod tests {
     use super::*;
     use crate::disk::SimFile;
     use crate::event::{Action, Event};
+    use crate::tree::internal_key::prefix_of;
     use crate::tree::table::tests::{built, tiny};
     use crate::tree::tests::{event, internal, stamp};
 
@@ -276,6 +331,7 @@ mod tests {
         Seek(prop::sample::Index, bool),
         SeekBefore(prop::sample::Index, bool),
         Advance(usize),
+        PassKey(usize),
     }
 
     fn any_move() -> impl Strategy<Value = Move> {
@@ -285,6 +341,7 @@ mod tests {
             (any::<prop::sample::Index>(), any::<bool>())
                 .prop_map(|(at, behind)| Move::SeekBefore(at, behind)),
             (1..30_usize).prop_map(Move::Advance),
+            (1..6_usize).prop_map(Move::PassKey),
         ]
     }
 
@@ -350,6 +407,18 @@ mod tests {
                         for _ in 0..*times {
                             cursor.advance().unwrap();
                             at = if backwards { at.and_then(|at| at.checked_sub(1)) } else { at.map(|at| at + 1) };
+                        }
+                    }
+                    Move::PassKey(times) => {
+                        for _ in 0..*times {
+                            let Some(on) = cursor.key().filter(|_| !backwards).map(prefix_of) else { break };
+                            let on = on.to_vec();
+                            let is_other = |(row, _): &(Vec<u8>, Event)| !row.starts_with(&on);
+                            let moves = cursor.pass_key(&on).unwrap();
+                            let from = at.expect("it is on an event");
+                            let behind = rows[from..].iter().position(is_other);
+                            at = Some(behind.map_or(rows.len(), |behind| from + behind));
+                            prop_assert!(0 < moves && moves <= (memtables.len() + tables.len()) * (STEPS_BEFORE_SEEK + 1));
                         }
                     }
                 }

@@ -14,6 +14,7 @@ use std::borrow::Cow;
 
 use starling_clock::Stamp;
 
+use super::words;
 use crate::event::{EventId, KEY_SIZE_MAX, KeyspaceId, put_array};
 
 /// Bytes before the escaped key: partition and keyspace.
@@ -160,6 +161,14 @@ pub(crate) fn past(prefix: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
+/// Just above every version of the key that `prefix` is of.
+///
+/// # Panics
+/// If it is not the part of an internal key before its stamp.
+pub(crate) fn past_key(prefix: &[u8]) -> Vec<u8> {
+    past(prefix).expect("a prefix of a key ends in 0x01")
+}
+
 /// The part before the stamp.
 ///
 /// # Panics
@@ -167,6 +176,13 @@ pub(crate) fn past(prefix: &[u8]) -> Option<Vec<u8>> {
 pub(crate) fn prefix_of(internal: &[u8]) -> &[u8] {
     assert!(INTERNAL_KEY_SIZE_MIN <= internal.len());
     &internal[..internal.len() - Stamp::SIZE]
+}
+
+/// Whether the key is the one that `prefix`, the part of an internal key before its stamp, is of.
+#[inline]
+pub(crate) fn is_version(internal: &[u8], prefix: &[u8]) -> bool {
+    // No key's versions begin with the prefix of another one.
+    internal.len() == prefix.len() + Stamp::SIZE && words::equal(&internal[..prefix.len()], prefix)
 }
 
 /// The key that `prefix`, the part of an internal key before its stamp, is of; `None` if it is not that.
@@ -217,8 +233,15 @@ pub(crate) fn decode(internal: &[u8]) -> Option<Parts<'_>> {
     })
 }
 
+/// Whether a byte of the key is written as two, or was.
+#[inline]
+fn has_escape(key: &[u8]) -> bool {
+    const { assert!(ESCAPE == 0) };
+    words::has_zero(key)
+}
+
 fn unescape(escaped: &[u8]) -> Option<Cow<'_, [u8]>> {
-    if !escaped.contains(&ESCAPE) {
+    if !has_escape(escaped) {
         return Some(Cow::Borrowed(escaped));
     }
     let mut key = Vec::with_capacity(escaped.len());

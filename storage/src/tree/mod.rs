@@ -42,6 +42,7 @@ mod table;
 mod tests;
 mod version;
 mod view;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

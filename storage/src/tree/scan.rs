@@ -17,11 +17,12 @@ use starling_clock::Stamp;
 use super::Snapshot;
 use super::cursor::MergeCursor;
 use super::gaps::{Gaps, Learning};
-use super::internal_key::{self, Parts};
+use super::internal_key::{self, Parts, past_key};
 use super::memtable::Memtable;
 use super::page::{PageBuilder, SMALL_PAYLOAD_MAX};
 use super::stored::StoredRef;
 use super::view::{Limits, TreeView, event, no_internal_key};
+use super::words;
 use crate::disk::{Disk, DiskFile};
 use crate::error::Error;
 use crate::event::{Action, Event, EventRef, KEY_SIZE_MAX};
@@ -98,11 +99,6 @@ impl<D: Disk> TreeView<D> {
     }
 }
 
-/// Just above every version of the key that `prefix` is of.
-fn past_key(prefix: &[u8]) -> Vec<u8> {
-    internal_key::past(prefix).expect("a prefix of a key ends in 0x01")
-}
-
 /// Keys without anything live that a scan goes through, and whether it learns a gap from them.
 struct Run<'a> {
     gaps: &'a Gaps,
@@ -111,7 +107,7 @@ struct Run<'a> {
     begins: bool,
     /// Where the first of them may be, unless it begins only.
     start: Vec<u8>,
-    /// How many there were.
+    /// How many there were since, or since what was done about them.
     dead: usize,
     /// So many make it worth learning.
     enough: usize,
@@ -160,9 +156,10 @@ impl<'a> Run<'a> {
             (self.dead, self.enough) = (0, DEAD_BEFORE_LEARNING);
         }
         self.dead += 1;
-        if !self.dead.is_multiple_of(self.enough) {
+        if self.dead < self.enough {
             return None;
         }
+        self.dead = 0;
         if self.learning.is_none() {
             self.learning = self.gaps.begin(self.active, &self.start);
             if self.learning.is_some() {
@@ -347,7 +344,8 @@ where
 
     /// Takes up the key of the event that the cursor is on; false if the range or a limit ends the scan there.
     fn enter_key(&mut self, range: &[u8]) -> Result<bool, Error> {
-        let Some(internal) = self.cursor.key().filter(|internal| internal.starts_with(range))
+        let Some(internal) =
+            self.cursor.key().filter(|internal| words::starts_with(internal, range))
         else {
             return Ok(false);
         };
@@ -374,13 +372,7 @@ where
 
     #[inline]
     fn on_key(&self) -> bool {
-        let size = self.key.len();
-        self.cursor.key().is_some_and(|internal| {
-            // Keys that follow each other differ near their ends.
-            internal.len() == size + Stamp::SIZE
-                && internal[..size].last_chunk::<8>() == self.key.last_chunk()
-                && internal[..size] == self.key[..]
-        })
+        self.cursor.key().is_some_and(|internal| internal_key::is_version(internal, &self.key))
     }
 
     /// Takes the event that the cursor is on.
@@ -437,16 +429,9 @@ where
         Ok(())
     }
 
-    /// Moves past the key at hand: by steps if it has few versions, else by a search.
+    /// Moves past the key at hand.
     fn pass_key(&mut self) -> Result<(), Error> {
-        for _ in 0..STEPS_BEFORE_SEEK {
-            self.cursor.advance()?;
-            self.steps += 1;
-            if !self.on_key() {
-                return Ok(());
-            }
-        }
-        self.steps += 1;
-        self.cursor.seek_onwards(&past_key(&self.key))
+        self.steps += self.cursor.pass_key(&self.key)?;
+        Ok(())
     }
 }

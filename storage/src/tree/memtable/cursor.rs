@@ -20,11 +20,13 @@ pub(crate) struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
+    #[inline]
     pub(super) fn new(node: Node<'a>) -> Self {
         Self { node }
     }
 
     /// The internal key.
+    #[inline]
     pub(crate) fn key(self) -> &'a [u8] {
         self.node.key()
     }
@@ -35,6 +37,7 @@ impl<'a> Entry<'a> {
     }
 
     /// What there is of the event beside its internal key.
+    #[inline]
     pub(crate) fn stored(self) -> StoredRef<'a> {
         StoredRef::decode(self.node.value()).expect("it was encoded")
     }
@@ -54,7 +57,7 @@ pub(crate) struct MemtableCursor<'a> {
     group: u32,
     node: Option<Node<'a>>,
     /// The slot of an event of the group that is some steps ahead, about.
-    ahead: Option<Slot>,
+    ahead: Option<Slot<'a>>,
     /// Steps until that is looked for.
     until_scout: u32,
 }
@@ -77,16 +80,19 @@ impl<'a> MemtableCursor<'a> {
     }
 
     /// The event, `None` past the last one.
+    #[inline]
     pub(crate) fn entry(&self) -> Option<Entry<'a>> {
         self.node.map(Entry::new)
     }
 
     /// The internal key of the event, `None` past the last one.
+    #[inline]
     pub(crate) fn key(&self) -> Option<&'a [u8]> {
         self.entry().map(Entry::key)
     }
 
     /// Moves to the next event.
+    #[inline]
     pub(crate) fn advance(&mut self) {
         let Some(node) = self.node else { return };
         let next = NodeRef::from_number(node.link().load(Ordering::Acquire));
@@ -107,7 +113,7 @@ impl<'a> MemtableCursor<'a> {
     #[inline]
     fn scout(&mut self) {
         if let Some(ahead) = &mut self.ahead {
-            self.memtable.leaves_of(self.group).prefetch_next(ahead);
+            ahead.prefetch_next(&self.memtable.leaves, &self.memtable.arena);
         }
         self.until_scout -= 1;
         if self.until_scout == 0 {
@@ -122,12 +128,20 @@ impl<'a> MemtableCursor<'a> {
         let leaves = self.memtable.leaves_of(self.group);
         let mut ahead = leaves.slot(&Target::new(node.key()));
         for _ in 0..LEAD {
-            leaves.prefetch_next(&mut ahead);
+            ahead.prefetch_next(leaves.store, leaves.arena);
         }
         self.ahead = Some(ahead);
     }
 
+    #[inline]
     fn skip_to_later(&mut self) {
+        if self.node.is_none() {
+            self.enter_later();
+        }
+    }
+
+    #[cold]
+    fn enter_later(&mut self) {
         while self.node.is_none() && self.group != 0 {
             self.group = self.memtable.groups.after(self.group);
             if self.group != 0 {

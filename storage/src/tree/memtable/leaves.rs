@@ -25,6 +25,8 @@ use super::{Target, bits, rest_of};
 
 /// Slots of a leaf.
 pub(super) const SLOTS: usize = if cfg!(all(loom, test)) { 2 } else { 32 };
+/// Slots that come near at once.
+const SLOTS_PER_LINE: usize = 64 / size_of::<AtomicU64>();
 /// Leaves that are at least so high, one in sixteen, are in [`Tall`].
 const TALL: usize = 3;
 /// Leaves that are allocated together.
@@ -262,9 +264,41 @@ impl<'a> List for Leaves<'a> {
 
 /// A slot of a leaf, as a reader met it: what is in it may move meanwhile.
 #[derive(Clone, Copy)]
-pub(super) struct Slot {
-    leaf: u32,
+pub(super) struct Slot<'a> {
+    leaf: &'a Leaf,
     index: usize,
+}
+
+impl<'a> Slot<'a> {
+    /// Begins to bring near the event of this slot, key and all, and moves to the slot behind it; past the last one it stays.
+    #[inline]
+    pub(super) fn prefetch_next(&mut self, store: &'a LeafStore, arena: &Arena) {
+        if self.leaf.count() <= self.index && !self.enter_next(store) {
+            return;
+        }
+        if let Some(slot) = self.leaf.slots.get(self.index)
+            && let Some(at) = NodeRef::from_number(number_in(slot.load(Ordering::Acquire)))
+        {
+            arena.prefetch_key(at);
+        }
+        self.index += 1;
+    }
+
+    /// Moves to the first slot of the leaf behind, if there is one, and begins to bring near all of the one behind that.
+    fn enter_next(&mut self, store: &'a LeafStore) -> bool {
+        let next = self.leaf.links[0].load(Ordering::Acquire);
+        if next == 0 {
+            return false;
+        }
+        *self = Self { leaf: store.get(next), index: 0 };
+        let behind = self.leaf.links[0].load(Ordering::Acquire);
+        if behind != 0 {
+            let behind = store.get(behind);
+            prefetch(behind);
+            behind.slots.iter().step_by(SLOTS_PER_LINE).for_each(prefetch);
+        }
+        true
+    }
 }
 
 /// Where the writer puts an event.
@@ -318,7 +352,7 @@ impl Filled {
     }
 }
 
-impl Leaves<'_> {
+impl<'a> Leaves<'a> {
     /// An event before the target from which there are few more to it, 0 if it is to be walked to from the beginning.
     #[inline]
     pub(super) fn start(&self, target: &Target<'_>) -> u32 {
@@ -343,30 +377,10 @@ impl Leaves<'_> {
     }
 
     /// The slot of the target, or where it would be.
-    pub(super) fn slot(&self, target: &Target<'_>) -> Slot {
+    pub(super) fn slot(&self, target: &Target<'_>) -> Slot<'a> {
         let (leaf, _) = self.leaf_for(target, &mut Path::default());
-        Slot { leaf, index: self.store.get(leaf).find(self.arena, target) }
-    }
-
-    /// Begins to bring near the event of this slot, key and all, and moves to the slot behind it; past the last one it stays.
-    #[inline]
-    pub(super) fn prefetch_next(&self, slot: &mut Slot) {
-        let mut leaf = self.store.get(slot.leaf);
-        if leaf.count() <= slot.index {
-            let next = leaf.links[0].load(Ordering::Acquire);
-            if next == 0 {
-                return;
-            }
-            *slot = Slot { leaf: next, index: 0 };
-            leaf = self.store.get(next);
-            self.prefetch(leaf.links[0].load(Ordering::Acquire));
-        }
-        if let Some(at) = leaf.slots.get(slot.index).map(|slot| slot.load(Ordering::Acquire))
-            && let Some(at) = NodeRef::from_number(number_in(at))
-        {
-            self.arena.prefetch_key(at);
-        }
-        slot.index += 1;
+        let leaf = self.store.get(leaf);
+        Slot { leaf, index: leaf.find(self.arena, target) }
     }
 
     fn or_first(&self, leaf: u32) -> u32 {

@@ -12,7 +12,7 @@ use starling_clock::Stamp;
 
 use super::block::{self, Kind};
 use super::bloom::{self, Bloom};
-use super::entries::{EntriesBuilder, RESTART_INTERVAL, SEARCHED_RESTART_INTERVAL, common_prefix};
+use super::entries::{EntriesBuilder, RESTART_INTERVAL, SEARCHED_RESTART_INTERVAL};
 use super::footer::{Bounds, Footer, Handle};
 use super::partitions::{PartitionSummary, PartitionsBuilder};
 use super::section::SectionHandle;
@@ -23,6 +23,7 @@ use crate::event::Action;
 use crate::tree::internal_key;
 use crate::tree::stored::StoredRef;
 use crate::tree::sync_failed;
+use crate::tree::words::common_prefix;
 
 /// Bytes gathered before they are written.
 const WRITE_SIZE: usize = 256 << 10;

@@ -18,6 +18,7 @@ use bytes::Bytes;
 
 use super::block::Damaged;
 use crate::tree::memtable::prefetch;
+use crate::tree::words::common_prefix;
 
 /// Entries from one restart point of a block to the next, where blocks are read one after the other.
 pub(crate) const RESTART_INTERVAL: usize = 16;
@@ -399,12 +400,14 @@ impl EntriesCursor {
     }
 
     /// Whether the cursor is on an entry.
+    #[inline]
     pub(crate) fn valid(&self) -> bool {
         self.valid
     }
 
     /// # Panics
     /// If the cursor is on no entry.
+    #[inline]
     pub(crate) fn key(&self) -> &[u8] {
         assert!(self.valid);
         &self.key
@@ -412,6 +415,7 @@ impl EntriesCursor {
 
     /// # Panics
     /// If the cursor is on no entry.
+    #[inline]
     pub(crate) fn value(&self) -> &[u8] {
         assert!(self.valid);
         self.entries().slice(self.value.clone())
@@ -507,14 +511,6 @@ impl EntriesCursor {
         }
         Ok(())
     }
-}
-
-/// How many bytes both begin with.
-pub(crate) fn common_prefix(left: &[u8], right: &[u8]) -> usize {
-    let words = left.chunks_exact(8).zip(right.chunks_exact(8));
-    let equal = 8 * words.take_while(|(left, right)| left == right).count();
-    let rest = left[equal..].iter().zip(&right[equal..]);
-    equal + rest.take_while(|(left, right)| left == right).count()
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "seven bits a byte")]
@@ -651,20 +647,6 @@ mod tests {
                         let _ = run(&mut cursor, step);
                     }
                 }
-            }
-        }
-    }
-
-    #[test]
-    fn common_prefixes_are_counted() {
-        for length in 0..40 {
-            for differs in 0..=length {
-                let left = vec![7; length];
-                let mut right = left.clone();
-                right.truncate(differs);
-                assert_eq!(common_prefix(&left, &right), differs);
-                right.push(8);
-                assert_eq!(common_prefix(&left, &right), differs);
             }
         }
     }

@@ -12,7 +12,8 @@
 use bytes::Bytes;
 
 use super::block::Damaged;
-use super::entries::{EntriesBlock, EntriesCursor, common_prefix};
+use super::entries::{EntriesBlock, EntriesCursor};
+use crate::tree::words::common_prefix;
 
 /// See the file's head. `V` is what lies at or above a lower bound.
 pub(super) struct Index<V> {
