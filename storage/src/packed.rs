@@ -118,7 +118,11 @@ impl<'a> Fields<'a> {
         Ok(Stamp::new(time.ok_or(DecodeError::Corrupt("stamp"))?, NodeId(self.number()?)))
     }
 
-    #[inline]
+    #[expect(
+        clippy::inline_always,
+        reason = "what it returns would go through memory, which takes longer"
+    )]
+    #[inline(always)]
     fn event(mut self) -> Result<EventRef<'a>, DecodeError> {
         let fixed = self.fixed::<FIXED_SIZE>()?;
         let action = Action::from_u8(fixed[0]).ok_or(DecodeError::Corrupt("action"))?;

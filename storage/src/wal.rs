@@ -102,7 +102,7 @@ impl<D: Disk> Wal<D> {
         dir: &'static str,
         salt: u32,
         create: bool,
-        mut take: impl FnMut(Lsn, bool, WalRecordRef<'_>) -> Result<(), Error>,
+        mut take: impl FnMut(Lsn, bool, &WalRecordRef<'_>) -> Result<(), Error>,
     ) -> Result<Self, Error> {
         let kind = LogKind::WriteAhead;
         let firsts = list_segments(&**disk, dir)?;
@@ -461,16 +461,19 @@ fn take_records(
     path: &str,
     offset: u64,
     frame: FrameRef<'_>,
-    mut take: impl FnMut(Lsn, WalRecordRef<'_>) -> Result<(), Error>,
+    mut take: impl FnMut(Lsn, &WalRecordRef<'_>) -> Result<(), Error>,
 ) -> Result<(), Error> {
+    let bad = |error| match error {
+        DecodeError::Short => Error::corrupt(path, offset, "record is cut short"),
+        DecodeError::Corrupt(reason) => Error::corrupt(path, offset, reason),
+    };
     for record in frame.records() {
-        let decoded =
-            record.and_then(|(number, record)| Ok((number, WalRecordRef::decode(number, record)?)));
-        let (number, record) = decoded.map_err(|error| match error {
-            DecodeError::Short => Error::corrupt(path, offset, "record is cut short"),
-            DecodeError::Corrupt(reason) => Error::corrupt(path, offset, reason),
-        })?;
-        take(Lsn(number), record)?;
+        let (number, record) = record.map_err(bad)?;
+        // It stays where it is decoded to: moves of it would take as long as that.
+        match &WalRecordRef::decode(number, record) {
+            Ok(record) => take(Lsn(number), record)?,
+            Err(error) => return Err(bad(*error)),
+        }
     }
     Ok(())
 }
@@ -485,7 +488,7 @@ mod tests {
     fn open(disk: &SimDisk, create: bool) -> (Wal<SimDisk>, Vec<(u64, String)>) {
         let mut found = Vec::new();
         let wal = Wal::open(&Arc::new(disk.clone()), DIR, 5, create, |lsn, _, record| {
-            if let WalRecordRef::Meta { name, .. } = record {
+            if let WalRecordRef::Meta { name, .. } = *record {
                 found.push((lsn.0, name.to_owned()));
             }
             Ok(())

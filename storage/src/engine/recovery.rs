@@ -77,10 +77,10 @@ impl<D: Disk> Recovery<D> {
         &mut self,
         lsn: Lsn,
         sealed: bool,
-        record: WalRecordRef<'_>,
+        record: &WalRecordRef<'_>,
     ) -> Result<(), Error> {
-        match record {
-            WalRecordRef::Event { sequence, event, change, .. } => {
+        match *record {
+            WalRecordRef::Event { sequence, ref event, change, .. } => {
                 self.greatest = self.greatest.max(event.stamp);
                 if self.changes.next() < sequence {
                     return Err(Error::corrupt("changes", 0, "changes are missing"));
@@ -94,7 +94,7 @@ impl<D: Disk> Recovery<D> {
                     && !is_dropped(self.tree.dropped(), event.partition, lsn)
                 {
                     let bulk = self.bulk.get_or_insert_with(|| self.tree.bulk());
-                    bulk.add_at(address, &event);
+                    bulk.add_at(address, event);
                     if self.memtable_bytes_max <= bulk.bytes() {
                         self.fill_memtable();
                         self.tree.rotate(lsn);

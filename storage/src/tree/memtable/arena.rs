@@ -197,6 +197,7 @@ pub(super) struct Bump {
     /// Bytes of the blocks before.
     filled: usize,
     blocks: u32,
+    taken: Taken,
 }
 
 // SAFETY: the pointer is to memory that any thread may write that owns the `Bump`.
@@ -251,10 +252,10 @@ impl Spare {
     }
 }
 
-/// What adding a node took, in bytes.
+/// What all nodes so far took, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Taken {
-    /// By the node, what was left over before it included.
+    /// By the nodes, what was left over before each included.
     pub(super) used: usize,
     /// From the system.
     pub(super) allocated: usize,
@@ -311,17 +312,16 @@ impl Arena {
         bump: &mut Bump,
         key: &[u8],
         (head, payload): (&[u8], &[u8]),
-    ) -> (NodeRef, Taken) {
+    ) -> NodeRef {
         assert!((INTERNAL_KEY_SIZE_MIN..=INTERNAL_KEY_SIZE_MAX).contains(&key.len()));
         let value_length = head.len() + payload.len();
         let apart = APART_SIZE_MIN <= value_length;
         let inline = if apart { size_of::<*const u8>() } else { value_length };
         let size = (HEADER_SIZE + key.len() + inline).next_multiple_of(UNIT);
-        let mut taken = Taken::default();
         if bump.size - bump.used < size {
-            taken.used += bump.size - bump.used;
-            taken.allocated += self.next_block(bump, size);
-            taken.used += bump.used;
+            bump.taken.used += bump.size - bump.used;
+            bump.taken.allocated += self.next_block(bump, size);
+            bump.taken.used += bump.used;
         }
         let start = bump.block.expect("there is a block").as_ptr();
         let offset = bump.used;
@@ -344,18 +344,18 @@ impl Arena {
             let at = at.add(key.len());
             if apart {
                 at.cast::<*const u8>().write_unaligned(self.set_apart(head, payload));
-                taken.used += value_length;
-                taken.allocated += value_length;
+                bump.taken.used += value_length;
+                bump.taken.allocated += value_length;
             } else {
                 ptr::copy_nonoverlapping(head.as_ptr(), at, head.len());
                 ptr::copy_nonoverlapping(payload.as_ptr(), at.add(head.len()), payload.len());
             }
         }
         bump.used += size;
-        taken.used += size;
+        bump.taken.used += size;
         let offset = u32::try_from(offset / UNIT).expect("within a block");
         let number = NonZeroU32::new(bump.number << OFFSET_BITS | offset);
-        (NodeRef(number.expect("no node is at the very beginning")), taken)
+        NodeRef(number.expect("no node is at the very beginning"))
     }
 
     /// Begins a block with room for `size` bytes; how many bytes that took from the system.
@@ -477,6 +477,11 @@ impl Drop for MappedBlock {
 }
 
 impl Bump {
+    /// What the nodes took.
+    pub(super) fn taken(&self) -> Taken {
+        self.taken
+    }
+
     /// Bytes of all blocks so far.
     fn total(&self) -> usize {
         self.filled + self.size

@@ -157,9 +157,7 @@ impl Bulk {
         let number = self.memtable.group_for(writer, (event.partition, event.keyspace.0));
         let (action, request, payload) = (event.action, event.request, event.payload);
         let value = (&StoredRef { action, request, payload }.header()[..], payload);
-        let (node, taken) = self.memtable.arena.add(&mut writer.bump, key, value);
-        writer.arena_used += taken.used;
-        writer.arena_allocated += taken.allocated;
+        let node = self.memtable.arena.add(&mut writer.bump, key, value);
         let number = number as usize;
         if self.groups.len() < number {
             self.groups.resize_with(number, Unsorted::default);
@@ -173,7 +171,7 @@ impl Bulk {
     pub(crate) fn bytes(&self) -> usize {
         let writer = &self.writer;
         let groups = writer.fingers.len() * (size_of::<Group>() + size_of::<Finger>());
-        writer.arena_used + groups + writer.leaves.used() + self.events * BESIDE_EVENT
+        writer.bump.taken().used + groups + writer.leaves.used() + self.events * BESIDE_EVENT
     }
 
     /// Lets all that was added be read.

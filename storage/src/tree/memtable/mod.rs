@@ -91,8 +91,6 @@ struct Writer {
     fingers: Vec<Finger>,
     /// The group of the last insert.
     group: u32,
-    arena_used: usize,
-    arena_allocated: usize,
     groups_bytes: usize,
     /// Memory of [`Tall`] in all fingers.
     tall_bytes: usize,
@@ -158,7 +156,7 @@ impl Memtable {
         }
         let (action, request, payload) = (event.action, event.request, &*event.payload);
         let value = (&StoredRef { action, request, payload }.header()[..], payload);
-        let (node, taken) = self.arena.add(&mut writer.bump, key, value);
+        let node = self.arena.add(&mut writer.bump, key, value);
         let link = self.link(group, place.before);
         let next = link.load(Ordering::Relaxed);
         self.arena.node(node).link().store(next, Ordering::Relaxed);
@@ -181,7 +179,7 @@ impl Memtable {
             }
             Some(_) => {}
         }
-        self.account(writer, taken);
+        self.set_sizes(writer, self.events.load(Ordering::Relaxed) + 1);
         Inserted { new: true, previous }
     }
 
@@ -201,13 +199,6 @@ impl Memtable {
         writer.group
     }
 
-    fn account(&self, writer: &mut Writer, taken: arena::Taken) {
-        let events = self.events.load(Ordering::Relaxed) + 1;
-        writer.arena_used += taken.used;
-        writer.arena_allocated += taken.allocated;
-        self.set_sizes(writer, events);
-    }
-
     /// Tells how many events there are, and what they take.
     fn set_sizes(&self, writer: &Writer, events: usize) {
         self.events.store(events, Ordering::Relaxed);
@@ -215,9 +206,9 @@ impl Memtable {
         let index = writer.keys.bytes() + writer.heads.bytes();
         let groups = writer.fingers.len() * (size_of::<Group>() + size_of::<Finger>());
         let groups = groups + writer.leaves.used();
-        let used = writer.arena_used + groups + index.min(events * INDEX_CHARGE_MAX);
+        let used = writer.bump.taken().used + groups + index.min(events * INDEX_CHARGE_MAX);
         self.used.store(used, Ordering::Relaxed);
-        let allocated = writer.arena_allocated + writer.groups_bytes + fingers + index;
+        let allocated = writer.bump.taken().allocated + writer.groups_bytes + fingers + index;
         let allocated = allocated + writer.leaves.bytes + writer.tall_bytes;
         self.allocated.store(allocated, Ordering::Relaxed);
     }
