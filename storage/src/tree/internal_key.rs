@@ -121,12 +121,6 @@ pub(crate) fn keys_from(partition: u32, keyspace: KeyspaceId, key_prefix: &[u8])
     out
 }
 
-/// Looks at all of it, which takes less for a key than to stop early.
-#[inline]
-fn has_escape(key: &[u8]) -> bool {
-    key.iter().fold(0, |found, &byte| found | u8::from(byte == ESCAPE)) != 0
-}
-
 fn append_keys_from(out: &mut Vec<u8>, partition: u32, keyspace: KeyspaceId, key_prefix: &[u8]) {
     let mut head = [0; HEAD_SIZE];
     put_array(&mut head, 0, partition.to_be_bytes());
