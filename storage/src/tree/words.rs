@@ -72,7 +72,7 @@ pub(super) fn has_zero(bytes: &[u8]) -> bool {
     let (words, rest) = bytes.as_chunks::<WORD>();
     // The least byte that is zero gets a highest bit that it had not; those below it do not (Mycroft, 1987).
     let has = |word: u64| word.wrapping_sub(ONES) & !word & ONES << 7 != 0;
-    words.iter().any(|word| has(u64::from_le_bytes(*word))) || rest.iter().any(|byte| *byte == 0)
+    words.iter().any(|word| has(u64::from_le_bytes(*word))) || rest.contains(&0)
 }
 
 #[cfg(test)]
