@@ -11,7 +11,7 @@ use crate::log::{
 };
 use crate::small_file::{self, SMALL_FILE_LAYOUT};
 use crate::state::{HintMark, State};
-use crate::wal_record::encode_event;
+use crate::wal::record::encode_event;
 use crate::{
     Action, EVENT_LAYOUT, Event, Identity, KeyspaceId, Lsn, Provenance, RequestId, identity,
     packed, varint,

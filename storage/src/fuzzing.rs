@@ -15,7 +15,7 @@ use crate::log::{FRAME_HEADER_SIZE, FrameHead, Record, decode_frame, encode_fram
 use crate::state::State;
 use crate::tree::inspect::{decode_stored, manifest_of_edits};
 use crate::tree::inspect::{internal_key_of, internal_key_parts};
-use crate::wal_record::{WalRecord, encode_event};
+use crate::wal::record::{WalRecord, encode_event};
 use crate::{SimDisk, identity, packed, small_file, varint};
 
 const SALT: u32 = 7;

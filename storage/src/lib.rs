@@ -35,8 +35,6 @@ mod types;
 mod varint;
 mod view;
 mod wal;
-mod wal_record;
-mod wal_sync;
 
 pub use config::{Config, HistoryRetention, MEMTABLE_BYTES_LIMIT, Retentions, TreeConfig};
 pub use damage::{

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use starling_clock::NodeId;
 
 use crate::event::{DecodeError, array};
-use crate::wal_record::{decode_meta, encode_meta};
+use crate::wal::record::{decode_meta, encode_meta};
 use crate::{Disk, Error, Lsn, small_file};
 
 const PATH: &str = "state";

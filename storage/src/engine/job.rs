@@ -8,7 +8,7 @@
 
 use crate::log::LogWrite;
 use crate::tree::TreeJob;
-use crate::wal_sync::WalSync;
+use crate::wal::WalSync;
 use crate::{Disk, Progress};
 
 /// A piece of background work. Step it until it is [`Progress::Idle`], on any thread, then hand it back to

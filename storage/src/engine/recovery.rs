@@ -18,7 +18,7 @@ use crate::log::parse_segment_name;
 use crate::state::State;
 use crate::tree::inspect::inspect_manifest;
 use crate::tree::{Addresses, Bulk, Tree, is_dropped};
-use crate::wal_record::WalRecordRef;
+use crate::wal::record::WalRecordRef;
 use crate::{Disk, Error, Lsn};
 
 const MANIFEST: &str = "tables/MANIFEST";

@@ -16,7 +16,7 @@ use crate::tree::inspect::{
     ManifestTable, claimed, event_of, inspect_manifest, open_table, table_number, table_path,
     walk_table,
 };
-use crate::wal_record::WalRecord;
+use crate::wal::record::WalRecord;
 use crate::{Change, Disk, DiskFile, Error, Event, Identity, KeyspaceId, identity};
 use crate::{changes, packed};
 

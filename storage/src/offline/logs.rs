@@ -6,7 +6,7 @@ use super::examine::{Facts, LogFacts, OnFile};
 use super::{Extent, Report};
 use crate::change_ids::{IndexHead, IndexPlace, read_head};
 use crate::log::{LogItem, LogKind, Record, walk_log};
-use crate::wal_record::WalRecord;
+use crate::wal::record::WalRecord;
 use crate::{Disk, DiskFile, Error, EventId, changes, packed};
 
 pub(super) const WAL_DIR: &str = "wal";

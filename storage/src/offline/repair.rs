@@ -28,7 +28,7 @@ use crate::tree::inspect::{
     rewrite_kept, table_path, write_run,
 };
 use crate::tree::is_dropped;
-use crate::wal_record::WalRecord;
+use crate::wal::record::WalRecord;
 use crate::{Disk, Error, Event, Identity, KeyspaceId, Lsn, identity};
 
 /// Events of a damaged write-ahead log that are held in memory before they are written to a table, in bytes.
