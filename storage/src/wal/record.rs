@@ -5,7 +5,7 @@
 //! - What is decoded is what this file encodes, or it is refused: nothing in a record is believed for its checksum alone.
 //! - [`WalRecordRef`] copies nothing: recovery reads millions of them. [`WalRecord`] shares its buffer, for whoever keeps it.
 //!
-//! It knows nothing of frames, files and syncs; `wal.rs` does.
+//! It knows nothing of frames, files and syncs; the log itself does.
 
 use bytes::Bytes;
 use starling_clock::{NodeId, Stamp};
