@@ -18,7 +18,7 @@ use bytes::Bytes;
 
 use super::block::Damaged;
 use crate::tree::memtable::prefetch;
-use crate::tree::words::common_prefix;
+use crate::tree::words::{self, common_prefix};
 
 /// Entries from one restart point of a block to the next, where blocks are read one after the other.
 pub(crate) const RESTART_INTERVAL: usize = 16;
@@ -254,7 +254,7 @@ impl EntriesBlock {
             if header.shared != 0 {
                 return Err(Damaged);
             }
-            match self.bytes[header.suffix].cmp(target) {
+            match words::compare(&self.bytes[header.suffix], target) {
                 Ordering::Less => low = middle,
                 Ordering::Equal | Ordering::Greater => high = middle,
             }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::block::Damaged;
 use super::entries::{EntriesBlock, EntriesCursor};
-use crate::tree::words::common_prefix;
+use crate::tree::words;
 
 /// See the file's head. `V` is what lies at or above a lower bound.
 pub(super) struct Index<V> {
@@ -53,7 +53,7 @@ impl<V> Index<V> {
         }
         let last = index.len().checked_sub(1).ok_or(Damaged)?;
         // What the first and the last of sorted keys share, all share.
-        index.common = common_prefix(index.key(0), index.key(last));
+        index.common = words::common_prefix(index.key(0), index.key(last));
         index.heads = (0..=last).map(|at| head(&index.key(at)[index.common..])).collect();
         index.ends.shrink_to_fit();
         index.keys.shrink_to_fit();
@@ -96,15 +96,20 @@ impl<V> Index<V> {
 
     /// The last one whose key is not above `target`, or else the first one.
     pub(super) fn floor(&self, target: &[u8]) -> usize {
-        let common = &self.key(0)[..self.common];
-        let rest = match target.strip_prefix(common) {
-            Some(rest) => rest,
-            None if target < common => return 0,
-            None => return self.len() - 1,
-        };
+        let common = &self.keys[..self.common];
+        if !words::starts_with(target, common) {
+            return if target < common { 0 } else { self.len() - 1 };
+        }
+        let rest = &target[self.common..];
         let wanted = head(rest);
         let first = self.heads.partition_point(|head| *head < wanted);
-        let equal = self.heads[first..].partition_point(|head| *head == wanted);
+        // Mostly there are none: a search for their end would look at others far from here.
+        let equal = match self.heads.get(first) {
+            Some(head) if *head == wanted => {
+                self.heads[first..].partition_point(|head| *head == wanted)
+            }
+            _ => 0,
+        };
         let (mut low, mut high) = (first, first + equal);
         while low < high {
             let middle = low.midpoint(high);

@@ -445,9 +445,11 @@ fn stamp_of(block: &Entries, found: &Found, target: &[u8]) -> Option<Stamp> {
     if found.shared + suffix.len() != target.len() {
         return None;
     }
-    let size = target.len() - Stamp::SIZE;
-    let byte = |at: usize| if at < found.shared { target[at] } else { suffix[at - found.shared] };
-    Stamp::from_bytes(std::array::from_fn(|index| !byte(size + index)))
+    // The first bytes may be those of the target's stamp.
+    let mut stamp = *target.last_chunk::<{ Stamp::SIZE }>()?;
+    let own = suffix.len().min(Stamp::SIZE);
+    stamp[Stamp::SIZE - own..].copy_from_slice(&suffix[suffix.len() - own..]);
+    internal_key::stamp_of(&stamp)
 }
 
 pub(super) fn read_footer<F: DiskFile>(file: &F, path: &str, size: u64) -> Result<Footer, Error> {
