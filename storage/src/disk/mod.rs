@@ -94,8 +94,8 @@ pub trait DiskFile: Send + Sync + 'static {
     /// [`io::ErrorKind::StorageFull`] if there is no room; whatever else the system says. Any part may be written then.
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
     /// Gets ready for many small writes from `offset` on, one behind the other, and tells where what is ready ends; `offset` if
-    /// nothing is, which is no error. The file may be longer then, by zeros. Such writes mean what they always do, and cost less, until
-    /// [`Self::truncate`] or a [`Self::sync`] of few of them.
+    /// nothing is, which is no error. The file may be longer then, by zeros. Such writes mean what they always do, and cost less, until the
+    /// next [`Self::sync`] or [`Self::truncate`].
     fn prepare_writes(&self, offset: u64) -> u64 {
         offset
     }

@@ -355,6 +355,7 @@ impl<D: Disk> Wal<D> {
         self.write_ahead = self.synced_bytes <= SMALL_SYNC_BYTES;
         self.durable_len = self.active.len;
         self.durable = self.written;
+        self.prepared = 0;
         Ok(())
     }
 
@@ -385,6 +386,7 @@ impl<D: Disk> Wal<D> {
             assert!(self.active.head.first <= up_to, "a segment ends with a sync");
             self.synced_bytes = len - self.durable_len;
             (self.durable, self.durable_len) = (up_to, len);
+            self.prepared = 0;
         }
         Ok(true)
     }

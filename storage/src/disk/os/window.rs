@@ -25,8 +25,6 @@ use std::ptr::{self, NonNull};
 pub(super) const WINDOW_SIZE: u64 = 2 << 20;
 /// The least that can be asked of the system for memory.
 const PAGE_SIZE: u64 = 4 << 10;
-/// A window is kept at a sync if at least so many bytes were written since the one before.
-const KEEP_FROM: usize = size(WINDOW_SIZE) / 2;
 /// `f_type` of ext4, XFS and tmpfs (statfs(2)).
 const FILE_SYSTEMS: [i64; 3] = [0xef53, 0x5846_5342, 0x0102_1994];
 
@@ -36,20 +34,17 @@ pub(super) struct Window {
     start: NonNull<u8>,
     /// Where in the file it starts.
     offset: u64,
-    /// Bytes that were written to it, and to those before it, since the last sync.
-    unsynced: usize,
 }
 
 // SAFETY: the mapping is this value's alone, and belongs to no thread.
 unsafe impl Send for Window {}
 
 impl Window {
-    /// The window in which the byte at `offset` is, in place of `before`; the file is made longer, by zeros, if it ends before. `None` if
+    /// The window in which the byte at `offset` is, the file is made longer, by zeros, if it ends before. `None` if
     /// that is not to be had: the file may be longer then.
-    pub(super) fn open(file: &File, offset: u64, before: Option<Self>) -> Option<Self> {
-        let unsynced = before.map_or(0, |window| window.unsynced);
+    pub(super) fn open(file: &File, offset: u64) -> Option<Self> {
         let start = offset / WINDOW_SIZE * WINDOW_SIZE;
-        let window = Self { start: map(file, start)?, offset: start, unsynced };
+        let window = Self { start: map(file, start)?, offset: start };
         window.populate(size((offset - start) / PAGE_SIZE * PAGE_SIZE))?;
         Some(window)
     }
@@ -71,12 +66,6 @@ impl Window {
         self.offset + WINDOW_SIZE
     }
 
-    /// Notes that the file is about to be synced, and tells whether it is of use to keep the window: the system writes it as one piece,
-    /// which is too much for few bytes.
-    pub(super) fn outlives_sync(&mut self) -> bool {
-        KEEP_FROM <= std::mem::take(&mut self.unsynced)
-    }
-
     /// Writes as many of the first bytes as it has a place for, and tells how many.
     pub(super) fn write(&mut self, bytes: &[u8], offset: u64) -> usize {
         if offset < self.offset || self.end() <= offset {
@@ -89,7 +78,6 @@ impl Window {
             let target = self.start.as_ptr().add(size(offset - self.offset));
             ptr::copy_nonoverlapping(bytes.as_ptr(), target, taken);
         }
-        self.unsynced += taken;
         taken
     }
 }
