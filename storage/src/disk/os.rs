@@ -271,6 +271,9 @@ mod tests {
         file.write_at(b"more...", len).unwrap();
         assert_eq!(disk.copied_bytes(), copied);
         file.prepare_writes(len + 7);
+        let copied = disk.copied_bytes();
+        file.write_at(&bytes[..9], 0).unwrap();
+        assert_eq!(disk.copied_bytes(), copied, "only what it was prepared for");
         file.truncate(len + 2).unwrap();
         file.write_at(b"!", len + 2).unwrap();
         assert_eq!(file.len().unwrap(), len + 3);

@@ -34,26 +34,30 @@ pub(super) struct Window {
     start: NonNull<u8>,
     /// Where in the file it starts.
     offset: u64,
+    /// Where in the file its pages are in memory from.
+    ready: u64,
 }
 
 // SAFETY: the mapping is this value's alone, and belongs to no thread.
 unsafe impl Send for Window {}
 
 impl Window {
-    /// The window in which the byte at `offset` is, the file is made longer, by zeros, if it ends before. `None` if
-    /// that is not to be had: the file may be longer then.
+    /// The window in which the byte at `offset` is, for writes from there on; the file is made longer, by zeros, if it ends before.
+    /// `None` if that is not to be had: the file may be longer then.
     pub(super) fn open(file: &File, offset: u64) -> Option<Self> {
         let start = offset / WINDOW_SIZE * WINDOW_SIZE;
-        let window = Self { start: map(file, start)?, offset: start };
-        window.populate(size((offset - start) / PAGE_SIZE * PAGE_SIZE))?;
+        let ready = offset / PAGE_SIZE * PAGE_SIZE;
+        let window = Self { start: map(file, start)?, offset: start, ready };
+        window.populate()?;
         Some(window)
     }
 
-    /// Has the system bring all pages from this byte on into memory, to be written to. Those before it are not written again.
-    fn populate(&self, from: usize) -> Option<()> {
+    /// Has the system bring all pages that are to be ready into memory, to be written to. Those before them are not written again.
+    fn populate(&self) -> Option<()> {
         #[cfg(all(target_os = "linux", not(miri)))]
         // SAFETY: it is within the mapping, whose bytes it does not change.
         unsafe {
+            let from = size(self.ready - self.offset);
             let wanted = self.start.as_ptr().add(from).cast();
             let advice = rustix::mm::Advice::LinuxPopulateWrite;
             rustix::mm::madvise(wanted, size(WINDOW_SIZE) - from, advice).ok()?;
@@ -68,7 +72,7 @@ impl Window {
 
     /// Writes as many of the first bytes as it has a place for, and tells how many.
     pub(super) fn write(&mut self, bytes: &[u8], offset: u64) -> usize {
-        if offset < self.offset || self.end() <= offset {
+        if offset < self.ready || self.end() <= offset {
             return 0;
         }
         let taken = bytes.len().min(size(self.end() - offset));
