@@ -25,8 +25,6 @@ use std::ptr::{self, NonNull};
 pub(super) const WINDOW_SIZE: u64 = 2 << 20;
 /// The least that can be asked of the system for memory.
 const PAGE_SIZE: u64 = 4 << 10;
-/// `f_type` of ext4, XFS and tmpfs (statfs(2)).
-const FILE_SYSTEMS: [i64; 3] = [0xef53, 0x5846_5342, 0x0102_1994];
 
 /// See the file's head.
 #[derive(Debug)]
@@ -101,6 +99,9 @@ impl Drop for Window {
 fn map(file: &File, offset: u64) -> Option<NonNull<u8>> {
     use rustix::fs::{FallocateFlags, fallocate, fstatfs};
     use rustix::mm::{MapFlags, ProtFlags, mmap};
+
+    /// `f_type` of ext4, XFS and tmpfs (statfs(2)).
+    const FILE_SYSTEMS: [i64; 3] = [0xef53, 0x5846_5342, 0x0102_1994];
 
     let file_system = fstatfs(file).ok()?.f_type;
     if !FILE_SYSTEMS.contains(&file_system) {
