@@ -290,7 +290,9 @@ mod tests {
             std::process::abort();
         }
         let folder = tempfile::tempdir().unwrap();
-        let name = std::thread::current().name().unwrap().to_owned();
+        // Not the thread's name: that is another if tests run one after the other.
+        let (_, module) = module_path!().split_once("::").unwrap();
+        let name = format!("{module}::prepared_writes_outlive_the_process");
         let mut child = std::process::Command::new(std::env::current_exe().unwrap());
         let output = child.args([&name, "--exact"]).env(DIR, folder.path()).output().unwrap();
         assert!(!output.status.success(), "it ends in the middle");

@@ -31,12 +31,12 @@ use crate::log::{
     FRAME_RECORDS_TARGET, FrameHead, FrameRef, LogKind, Recovered, Segment, SegmentHead,
     encode_frame, list_segments, recover, remove_durably, spare_path, write_failed,
 };
+use crate::{Disk, DiskFile, Error, Event, Lsn, Provenance, varint};
 use record::{
     HINT_HEADER_SIZE, WalRecordRef, encode_event, encode_hint, encode_hints_done, encode_named,
 };
 use sync::Gate;
 
-use crate::{Disk, DiskFile, Error, Event, Lsn, Provenance, varint};
 pub(crate) use sync::WalSync;
 
 /// Fewer bytes of records are not compressed: the commit would wait longer for that than for the bytes it saves.
