@@ -398,7 +398,7 @@ fn speed(simulated_us: u64, took: Took) -> String {
     let Took { simulating, judging } = took;
     let rate = simulated / simulating.as_secs_f64();
     format!(
-        "{simulated:.1} simulated seconds, {rate:.0} in a second of processor time ({:.1} s; judging took {:.1} s)",
+        "{simulated:.1} simulated seconds, {rate:.0} in a second of processor time ({:.2} s; judging took {:.2} s)",
         simulating.as_secs_f64(),
         judging.as_secs_f64()
     )

@@ -245,8 +245,7 @@ impl World {
     pub(super) fn read(&mut self, node: usize, ticket: Ticket, request: StorageRequest) {
         let running = self.running(node);
         running.reads_waiting -= 1;
-        let reader = running.reader.clone();
-        match guard(|| reader.execute(request)) {
+        match guard(|| running.reader.execute(request)) {
             Ok(answer) if !self.power_is_gone(node) => {
                 self.input(node, Box::new(Input::StorageDone { ticket, answer }));
             }

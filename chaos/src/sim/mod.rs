@@ -44,6 +44,8 @@ use world::World;
 const PARTITIONS: u32 = 16;
 /// The cluster has found itself after this long, in microseconds; load begins.
 const SETTLE_US: u64 = 1_500_000;
+/// Room is made for so many operations at the most before they come.
+const OPERATIONS_MAX: usize = 1 << 20;
 /// Clients a node.
 const CLIENTS_PER_NODE: u64 = 6;
 
@@ -143,7 +145,14 @@ fn simulate(settings: &Settings, trace: Option<Box<dyn Write + Send>>) -> Run {
     let epoch = Epoch::new(1, partitions, (1..=settings.nodes).map(member).collect())
         .expect("members are distinct");
     let keyspaces = keyspaces::draw(&mut random, usize::try_from(settings.nodes).expect("few"));
+    // Room for what there will be, about: a record takes some hundred bytes, and is not moved again and again.
+    let operations =
+        settings.operations_per_second * settings.nodes * settings.duration_us / 1_000_000;
+    let operations =
+        usize::try_from(operations).map_or(OPERATIONS_MAX, |it| it.min(OPERATIONS_MAX));
     let history = History {
+        operations: Vec::with_capacity(operations),
+        tails: Vec::with_capacity(2 * operations),
         nodes: epoch.members().iter().map(|member| member.node).collect(),
         partitions: PARTITIONS,
         keyspaces: keyspaces::facts(&epoch, &keyspaces),

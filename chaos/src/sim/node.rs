@@ -52,6 +52,9 @@ pub(super) fn limits() -> Limits {
     }
 }
 
+/// How long consumers of change logs are busy with what they were sent, in microseconds: some follow closely, some are far behind.
+const CONSUMER_US: [u64; 5] = [500, 2_000, 10_000, 50_000, 400_000];
+
 /// Small bounds, so that a run of virtual seconds sees flushes, merges and ends of segments.
 pub(super) fn storage_config(random: &mut ChaCha8Rng) -> Config {
     let scale = random.random_range(0..4_u32);
@@ -133,6 +136,8 @@ pub(super) struct Running {
     pub(super) timer_us: Option<u64>,
     pub(super) poisoned: bool,
     pub(super) subscribed: bool,
+    /// How long the consumer of its change log is busy with what it was sent.
+    pub(super) consumer_us: u64,
 }
 
 /// Why a node did not start.
@@ -240,6 +245,8 @@ impl Node {
             timer_us: None,
             poisoned: false,
             subscribed: false,
+            consumer_us: CONSUMER_US
+                [usize::try_from(seed >> 1 & 0xff).expect("a byte") % CONSUMER_US.len()],
         })
     }
 }

@@ -117,7 +117,8 @@ impl World {
             Output::SubscriptionItem { subscription, item } => {
                 self.tail(node, subscription, &item);
                 let ready = Input::SubscriptionReady { subscription };
-                self.at_life(busy_us + 2_000, node, Event::Input(Box::new(ready)));
+                let after_us = busy_us + self.running(node).consumer_us;
+                self.at_life(after_us, node, Event::Input(Box::new(ready)));
             }
             Output::Dial { peer, .. } => {
                 let peer = peer.expect("members have ids");

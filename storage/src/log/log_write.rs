@@ -7,6 +7,7 @@
 //! - A sync that it was asked for comes after the write. If that fails nothing is to be trusted.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
@@ -15,7 +16,7 @@ use super::record_log::{COMPRESS_FROM, Mark, in_memory};
 use super::segment::write_failed;
 use crate::{DiskFile, Error};
 
-/// Published records that are not yet written, each with its length before it.
+/// Published records that are not yet written, each with its length before it. Records come behind others and nowhere else.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     pub(super) records: Vec<u8>,
@@ -23,9 +24,34 @@ pub(crate) struct Batch {
     pub(super) marks: Vec<Mark>,
     /// One past the last record.
     pub(super) next: u64,
+    read_to: ReadTo,
+}
+
+/// Where the last read of a batch ended: whoever follows the log goes on there, and need not pass all records since the last mark.
+/// How many records of the batch are before it, and their bytes below, 32 bits each. At first before all of them.
+#[derive(Debug, Default)]
+struct ReadTo(AtomicU64);
+
+impl ReadTo {
+    fn get(&self) -> (u64, usize) {
+        let place = self.0.load(Ordering::Relaxed);
+        (place >> 32, usize::try_from(place & u64::from(u32::MAX)).expect("32 bits"))
+    }
+
+    /// What is too large to be remembered is not.
+    fn set(&self, records: u64, bytes: usize) {
+        if let (Ok(records), Ok(bytes)) = (u32::try_from(records), u32::try_from(bytes)) {
+            self.0.store(u64::from(records) << 32 | u64::from(bytes), Ordering::Relaxed);
+        }
+    }
 }
 
 impl Batch {
+    /// Without records; the first one gets this number.
+    pub(super) fn after(next: u64) -> Self {
+        Self { next, ..Self::default() }
+    }
+
     /// The first record; `next` if there is none.
     pub(super) fn first(&self) -> u64 {
         self.marks.first().map_or(self.next, |mark| mark.number)
@@ -60,6 +86,11 @@ impl Batch {
         let mark = self.marks.partition_point(|mark| mark.number <= number) - 1;
         let Mark { number: mut at, offset } = self.marks[mark];
         let mut start = in_memory(offset);
+        let (passed, read_to) = self.read_to.get();
+        let passed = self.first() + passed;
+        if at < passed && passed <= number {
+            (at, start) = (passed, read_to);
+        }
         while at < number {
             start = span(start).1;
             at += 1;
@@ -72,6 +103,7 @@ impl Batch {
             end = span(end).1;
             records += 1;
         }
+        self.read_to.set(number + records as u64 - self.first(), end);
         Bytes::copy_from_slice(&self.records[start..end])
     }
 }
@@ -133,5 +165,45 @@ impl<F: DiskFile> LogWrite<F> {
     /// What it wrote; `None` if it was not run.
     pub(super) fn end(self) -> (Arc<Batch>, Option<Result<Written, Error>>) {
         (self.batch, self.outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record_log::mark;
+    use super::*;
+    use crate::varint;
+
+    #[test]
+    fn a_read_finds_its_records_wherever_the_last_one_ended() {
+        let first = 1_000;
+        let mut batch = Batch::after(first);
+        let payload = |number: u64| vec![number.to_le_bytes()[0]; number as usize * 37 % 700];
+        for round in 0..60 {
+            for _ in 0..round % 7 {
+                mark(&mut batch.marks, batch.next, batch.records.len() as u64);
+                let payload = payload(batch.next);
+                varint::put(payload.len() as u64, &mut batch.records);
+                batch.records.extend_from_slice(&payload);
+                batch.next += 1;
+            }
+            // Followers at the end, at the beginning, and between, one after the other.
+            for number in [batch.next - 1, first, first + round, batch.next - 1, first + round / 2]
+            {
+                if !batch.has(number) {
+                    continue;
+                }
+                let records_max = usize::try_from(round % 3 + 1).unwrap();
+                let bytes = batch.from(number, records_max, 1 << 20);
+                let (mut at, mut expected) = (0, number);
+                while at < bytes.len() {
+                    let (start, end) = record_span(&bytes, at).unwrap();
+                    assert_eq!(bytes[start..end], payload(expected), "{expected} of {number}");
+                    (at, expected) = (end, expected + 1);
+                }
+                assert_eq!(expected, (number + records_max as u64).min(batch.next));
+            }
+        }
+        assert!(batch.marks.len() > 1);
     }
 }

@@ -248,7 +248,7 @@ impl<D: Disk> RecordLog<D> {
         }
         let mut state = write_lock(&self.shared);
         let before = state.pending.records.len();
-        let Batch { records, marks, next } = &mut state.pending;
+        let Batch { records, marks, next, .. } = &mut state.pending;
         append((records, marks), (&mut self.aside, &mut self.aside_marks));
         *next = self.aside_next;
         self.pending_bytes += records.len() - before;
@@ -303,7 +303,7 @@ impl<D: Disk> RecordLog<D> {
         }
         let mut state = write_lock(&self.shared);
         let next = state.pending.next;
-        let pending = Batch { next, ..Batch::default() };
+        let pending = Batch::after(next);
         let batch = Arc::new(std::mem::replace(&mut state.pending, pending));
         state.writing = Some(Arc::clone(&batch));
         self.writing = true;
@@ -345,7 +345,7 @@ impl<D: Disk> RecordLog<D> {
             return Ok(true);
         }
         let mut before = Arc::into_inner(batch).expect("readers copy what they want of it");
-        let Batch { records, marks, next } = &mut state.pending;
+        let Batch { records, marks, next, .. } = &mut state.pending;
         append((&mut before.records, &mut before.marks), (records, marks));
         before.next = *next;
         state.pending = before;
