@@ -178,7 +178,9 @@ mod tests {
     fn a_read_finds_its_records_wherever_the_last_one_ended() {
         let first = 1_000;
         let mut batch = Batch::after(first);
-        let payload = |number: u64| vec![number.to_le_bytes()[0]; number as usize * 37 % 700];
+        let payload = |number: u64| {
+            vec![number.to_le_bytes()[0]; usize::try_from(number * 37 % 700).unwrap()]
+        };
         for round in 0..60 {
             for _ in 0..round % 7 {
                 mark(&mut batch.marks, batch.next, batch.records.len() as u64);
