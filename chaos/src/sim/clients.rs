@@ -40,6 +40,10 @@ struct Client {
     /// Whom it prefers to ask.
     home: usize,
     current: Option<usize>,
+    /// When it has no more patience with that, in microseconds.
+    patient_until_us: u64,
+    /// When it looks at that next: no later, so that what is answered in time leaves nothing to be looked at.
+    alarm_us: Option<u64>,
     /// What to ask again.
     again: Option<usize>,
     /// The scan whose next page is to be asked for.
@@ -94,6 +98,8 @@ impl Clients {
             seen: 0,
             home: index % nodes,
             current: None,
+            patient_until_us: 0,
+            alarm_us: None,
             again: None,
             page: None,
             due_us: 0,
@@ -265,13 +271,31 @@ impl World {
             _ if self.nodes[coordinator].running.is_none() => way_us * 2,
             _ => u64::from(timeout_ms) * 1000 + 200_000,
         };
-        self.at(patience_us, NOBODY, Event::ClientGivesUp { client, operation });
+        self.clients.sessions[client].patient_until_us = self.now_us + patience_us;
+        self.set_alarm(client);
         operation
     }
 
-    pub(super) fn client_gives_up(&mut self, slot: usize, operation: usize) {
+    fn set_alarm(&mut self, slot: usize) {
         let client = &mut self.clients.sessions[slot];
-        if client.current == Some(operation) {
+        let at_us = client.patient_until_us;
+        if client.alarm_us.is_none_or(|alarm_us| at_us < alarm_us) {
+            client.alarm_us = Some(at_us);
+            self.at(at_us - self.now_us, NOBODY, Event::ClientAlarm(slot));
+        }
+    }
+
+    pub(super) fn client_alarm(&mut self, slot: usize) {
+        let client = &mut self.clients.sessions[slot];
+        if client.alarm_us != Some(self.now_us) {
+            // Of an operation before the one for which it was set anew.
+            return;
+        }
+        client.alarm_us = None;
+        let Some(operation) = client.current else { return };
+        if self.now_us < client.patient_until_us {
+            self.set_alarm(slot);
+        } else {
             client.current = None;
             self.client_goes_on(slot, operation, true);
         }

@@ -40,10 +40,8 @@ pub(super) enum Event {
         connection: u64,
     },
     ClientActs(usize),
-    ClientGivesUp {
-        client: usize,
-        operation: usize,
-    },
+    /// A client looks whether it has patience left.
+    ClientAlarm(usize),
     Answered {
         operation: usize,
         response: Box<Response>,
@@ -68,7 +66,7 @@ impl Event {
             Self::FaultEnds(_) => 11,
             Self::LinkDies { .. } => 12,
             Self::ClientActs(_) => 13,
-            Self::ClientGivesUp { .. } => 14,
+            Self::ClientAlarm(_) => 14,
             Self::Answered { .. } => 15,
             Self::Sample => 16,
             Self::Restart => 18,
@@ -90,7 +88,10 @@ impl Event {
                 };
                 content ^ (*from as u64) << 48 ^ connection << 32
             }
-            Self::PeerGone(index) | Self::Dial(index) | Self::ClientActs(index) => *index as u64,
+            Self::PeerGone(index)
+            | Self::Dial(index)
+            | Self::ClientActs(index)
+            | Self::ClientAlarm(index) => *index as u64,
             Self::Committed(answers) => {
                 answers.iter().fold(0, |sum, (ticket, _)| ticket.0.wrapping_add(sum))
             }
@@ -105,7 +106,6 @@ impl Event {
                 };
                 content ^ (*operation as u64) << 20
             }
-            Self::ClientGivesUp { operation, .. } => *operation as u64,
             _ => 0,
         }
     }
@@ -141,9 +141,7 @@ pub(super) fn describe(event: &Event) -> String {
         Event::FaultEnds(fault) => format!("fault {fault} ends"),
         Event::LinkDies { a, b, .. } => format!("n{} and n{} give up", a + 1, b + 1),
         Event::ClientActs(client) => format!("client {client} acts"),
-        Event::ClientGivesUp { client, operation } => {
-            format!("client {client} gives up operation {operation}")
-        }
+        Event::ClientAlarm(client) => format!("client {client} looks at its patience"),
         Event::Answered { operation, response } => format!("operation {operation}: {response:?}"),
         Event::Sample => "sample".to_owned(),
     }

@@ -262,7 +262,7 @@ impl World {
                 }
             }
             Event::ClientActs(client) => self.client_acts(client),
-            Event::ClientGivesUp { client, operation } => self.client_gives_up(client, operation),
+            Event::ClientAlarm(client) => self.client_alarm(client),
             Event::Answered { operation, response } => {
                 self.client_is_answered(operation, *response);
             }

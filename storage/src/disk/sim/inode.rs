@@ -74,6 +74,10 @@ fn write(bytes: &mut Vec<u8>, offset: u64, written: &[u8]) {
     }
     let (inside, behind) = written.split_at(written.len().min(bytes.len() - start));
     bytes[start..start + inside.len()].copy_from_slice(inside);
+    if bytes.capacity() - bytes.len() < behind.len() {
+        // Logs grow by small writes: fewer copies of what is there.
+        bytes.reserve(3 * bytes.len() + behind.len());
+    }
     bytes.extend_from_slice(behind);
 }
 

@@ -14,8 +14,10 @@ use super::reader::Table;
 use crate::disk::DiskFile;
 use crate::error::Error;
 
-/// The first window, in bytes.
-const WINDOW_MIN: usize = 16 << 10;
+/// The first window, in blocks, and in bytes at the least and the most.
+const WINDOW_BLOCKS_MIN: usize = 8;
+const WINDOW_MIN: usize = 4 << 10;
+const WINDOW_FIRST_MAX: usize = 16 << 10;
 /// The largest one.
 const WINDOW_MAX: usize = 256 << 10;
 /// Blocks that follow each other on the disk before a window is read.
@@ -33,6 +35,7 @@ pub(super) struct Readahead {
     /// How many blocks followed each other up to that one.
     in_sequence: u32,
     backwards: bool,
+    /// 0: the first one.
     next_window: usize,
     /// Whether much will be read where two blocks follow each other.
     eager: bool,
@@ -47,7 +50,7 @@ impl Readahead {
             last: Handle::default(),
             in_sequence: 0,
             backwards: false,
-            next_window: if eager { WINDOW_MAX } else { WINDOW_MIN },
+            next_window: if eager { WINDOW_MAX } else { 0 },
             eager,
         }
     }
@@ -66,7 +69,7 @@ impl Readahead {
             self.in_sequence = 0;
         }
         if self.in_sequence == 0 && !self.eager {
-            self.next_window = WINDOW_MIN;
+            self.next_window = 0;
         }
     }
 
@@ -103,7 +106,9 @@ impl Readahead {
         let data_end = table.sections_at.offset;
         let end = handle.offset.checked_add(u64::from(handle.length));
         let end = end.filter(|end| *end <= data_end).ok_or_else(|| table.damaged(handle))?;
-        let size = self.next_window.max(handle.length as usize);
+        let block = handle.length as usize;
+        let first = (WINDOW_BLOCKS_MIN * block).clamp(WINDOW_MIN, WINDOW_FIRST_MAX);
+        let size = if self.next_window == 0 { first } else { self.next_window }.max(block);
         self.next_window = (2 * size).min(WINDOW_MAX);
         let (start, size) = if self.backwards {
             let start = end.saturating_sub(size as u64);
