@@ -188,6 +188,13 @@ pub struct Place {
     pub key: Option<Bytes>,
 }
 
+impl Place {
+    /// To be compared with a place that has no key of its own.
+    pub fn as_tuple(&self) -> (u32, Option<&Bytes>) {
+        (self.partition, self.key.as_ref())
+    }
+}
+
 /// What it was answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {

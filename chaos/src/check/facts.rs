@@ -19,7 +19,7 @@ use starling_ring::Partitions;
 use starling_storage::{Action, Event, KeyspaceId, RequestId};
 
 use super::losses::{Loss, Losses};
-use crate::history::{Ask, History, IncidentKind, KeyspaceFacts, Operation, Place, Reply, Seen};
+use crate::history::{Ask, History, IncidentKind, KeyspaceFacts, Operation, Reply, Seen};
 
 /// What clocks add to the age of a version, in microseconds, beside how far wall clocks are off: the skew bound and rounding.
 const AGE_MARGIN_US: u64 = 1_000_000;
@@ -136,6 +136,8 @@ pub(crate) struct OfKey<'a> {
     pub(crate) writes: Vec<RequestId>,
     /// Some of them asked for durability `interval`.
     pub(crate) interval: bool,
+    /// Its partition, once some scan was looked at.
+    partition: Option<u32>,
 }
 
 /// A history with indexes.
@@ -297,17 +299,20 @@ impl<'a> Facts<'a> {
             let shown: BTreeMap<&Bytes, &Seen> =
                 rows.iter().map(|(key, seen)| (key, seen)).collect();
             let name = operation.keyspace.as_str();
-            for ((of, key), of_key) in &mut self.keys {
-                if *of != name || !key.starts_with(prefix) {
-                    continue;
-                }
-                let partition = partitions.partition_of(key).0;
-                let place = Place { partition, key: Some((*key).clone()) };
+            let with_prefix = self.keys.range_mut((name, prefix)..);
+            for ((_, key), of_key) in
+                with_prefix.take_while(|((of, key), _)| *of == name && key.starts_with(prefix))
+            {
+                let partition =
+                    *of_key.partition.get_or_insert_with(|| partitions.partition_of(key).0);
+                let place = (partition, Some(*key));
                 let told = match shown.get(key) {
                     Some(seen) => told(seen),
                     // Between the two ends of the page.
-                    None if after.as_ref().is_some_and(|after| place <= *after) => continue,
-                    None if end.as_ref().is_some_and(|end| *end < place) => continue,
+                    None if after.as_ref().is_some_and(|after| place <= after.as_tuple()) => {
+                        continue;
+                    }
+                    None if end.as_ref().is_some_and(|end| end.as_tuple() < place) => continue,
                     None => Told::NotLive,
                 };
                 let from_us = operation.from_us;
