@@ -16,6 +16,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ptr;
 
+use rustix::mm::{Advice, madvise};
+
 /// Larger blocks are the system's, which clears the memory of each anew: files, pages of events, and the parts of a history are below.
 const CACHED_SIZE_MAX: usize = 16 << 20;
 /// Larger ones are not cut from a chunk, and come from the system at first.
@@ -29,11 +31,13 @@ const FINE_CLASSES: usize = FINE_SIZE_MAX / STEP;
 const COARSE_CLASSES: usize = 4;
 const DOUBLINGS: usize = (CACHED_SIZE_MAX / FINE_SIZE_MAX).trailing_zeros() as usize;
 const CLASSES: usize = FINE_CLASSES + DOUBLINGS * COARSE_CLASSES;
-/// Asked of the system at once.
-const CHUNK_SIZE: usize = 1 << 20;
+/// Asked of the system at once: whole huge pages, since what a run keeps is read all over by its checkers.
+const CHUNK_SIZE: usize = 4 << 20;
+/// A huge page of x86-64, and of aarch64 with small pages of 4 KiB.
+const HUGE_PAGE_SIZE: usize = 2 << 20;
 
 const _: () = assert!(CACHED_SIZE_MAX.is_power_of_two() && FINE_SIZE_MAX.is_power_of_two());
-const _: () = assert!(CUT_SIZE_MAX <= CHUNK_SIZE / 8);
+const _: () = assert!(CUT_SIZE_MAX <= CHUNK_SIZE / 8 && CHUNK_SIZE.is_multiple_of(HUGE_PAGE_SIZE));
 const _: () = assert!(size_of::<*mut u8>() <= STEP);
 
 /// What a thread keeps.
@@ -101,19 +105,22 @@ impl Lists {
 
     #[cold]
     fn cut(&self, size: usize) -> *mut u8 {
-        let from_system = |size| {
-            let layout = Layout::from_size_align(size, STEP).expect("far below the largest");
+        let from_system = |size, align| {
+            let layout = Layout::from_size_align(size, align).expect("far below the largest");
             // SAFETY: the layout is not empty.
             unsafe { System.alloc(layout) }
         };
         if CUT_SIZE_MAX < size {
-            return from_system(size);
+            return from_system(size, STEP);
         }
         if self.chunk_left.get() < size {
-            let chunk = from_system(CHUNK_SIZE);
+            let chunk = from_system(CHUNK_SIZE, HUGE_PAGE_SIZE);
             if chunk.is_null() {
                 return chunk;
             }
+            // A hint: whatever becomes of it, the memory is there.
+            // SAFETY: the pages are the chunk's, and the advice changes nothing in them.
+            let _ = unsafe { madvise(chunk.cast(), CHUNK_SIZE, Advice::LinuxHugepage) };
             self.chunk.set(chunk);
             self.chunk_left.set(CHUNK_SIZE);
         }
