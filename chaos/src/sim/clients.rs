@@ -42,7 +42,7 @@ struct Client {
     current: Option<usize>,
     /// When it has no more patience with that, in microseconds.
     patient_until_us: u64,
-    /// When it looks at that next: no later, so that what is answered in time leaves nothing to be looked at.
+    /// When it next looks whether that is over; never later than it is, and once for all that is answered in time.
     alarm_us: Option<u64>,
     /// What to ask again.
     again: Option<usize>,

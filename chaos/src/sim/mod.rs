@@ -146,8 +146,8 @@ fn simulate(settings: &Settings, trace: Option<Box<dyn Write + Send>>) -> Run {
         .expect("members are distinct");
     let keyspaces = keyspaces::draw(&mut random, usize::try_from(settings.nodes).expect("few"));
     // Room for what there will be, about: a record takes some hundred bytes, and is not moved again and again.
-    let operations =
-        settings.operations_per_second * settings.nodes * settings.duration_us / 1_000_000;
+    let per_second = settings.operations_per_second.saturating_mul(settings.nodes);
+    let operations = per_second.saturating_mul(settings.duration_us) / 1_000_000;
     let operations =
         usize::try_from(operations).map_or(OPERATIONS_MAX, |it| it.min(OPERATIONS_MAX));
     let history = History {

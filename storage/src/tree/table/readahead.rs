@@ -35,8 +35,8 @@ pub(super) struct Readahead {
     /// How many blocks followed each other up to that one.
     in_sequence: u32,
     backwards: bool,
-    /// 0: the first one.
-    next_window: usize,
+    /// `None`: the first one.
+    next_window: Option<usize>,
     /// Whether much will be read where two blocks follow each other.
     eager: bool,
 }
@@ -50,7 +50,7 @@ impl Readahead {
             last: Handle::default(),
             in_sequence: 0,
             backwards: false,
-            next_window: if eager { WINDOW_MAX } else { 0 },
+            next_window: eager.then_some(WINDOW_MAX),
             eager,
         }
     }
@@ -69,7 +69,7 @@ impl Readahead {
             self.in_sequence = 0;
         }
         if self.in_sequence == 0 && !self.eager {
-            self.next_window = 0;
+            self.next_window = None;
         }
     }
 
@@ -107,9 +107,9 @@ impl Readahead {
         let end = handle.offset.checked_add(u64::from(handle.length));
         let end = end.filter(|end| *end <= data_end).ok_or_else(|| table.damaged(handle))?;
         let block = handle.length as usize;
-        let first = (WINDOW_BLOCKS_MIN * block).clamp(WINDOW_MIN, WINDOW_FIRST_MAX);
-        let size = if self.next_window == 0 { first } else { self.next_window }.max(block);
-        self.next_window = (2 * size).min(WINDOW_MAX);
+        let first = block.saturating_mul(WINDOW_BLOCKS_MIN).clamp(WINDOW_MIN, WINDOW_FIRST_MAX);
+        let size = self.next_window.unwrap_or(first).max(block);
+        self.next_window = Some(size.saturating_mul(2).min(WINDOW_MAX));
         let (start, size) = if self.backwards {
             let start = end.saturating_sub(size as u64);
             (start, end - start)
